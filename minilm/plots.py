@@ -1,0 +1,55 @@
+"""Every figure of the course. Each function takes data and an Axes, and returns the Axes.
+
+    from minilm import plots
+    plots.attention_map(weights, labels)          # makes a figure of its own
+    plots.attention_map(weights, labels, ax=ax)   # draws into yours
+
+Figures of several panels (`attention_steps`, `score_steps`) take and return a row of Axes: `axes=`.
+All look the same on light and dark pages; `plots.style()` makes that look the default for your own
+figures too. Data are NumPy arrays, CPU tensors without gradients, or lists.
+"""
+
+from .figure import DASHES, GREY, HEAT, PALETTE, heat_map, style
+from .plots_attention import attention_map, attention_steps, score_steps, score_variance
+from .plots_model import head_shapes, ladder, next_token_bars, pipeline
+from .plots_text import batch_grid, token_strip
+from .plots_tokenizer import compression, merges, stage_times, token_lengths
+from .plots_training import (
+    gradient_norms,
+    learning_rate_sweep,
+    lines,
+    loss_curves,
+    schedule,
+    update_ratios,
+    weight_histograms,
+)
+
+__all__ = [
+    "DASHES",
+    "GREY",
+    "HEAT",
+    "PALETTE",
+    "attention_map",
+    "attention_steps",
+    "batch_grid",
+    "compression",
+    "gradient_norms",
+    "head_shapes",
+    "heat_map",
+    "ladder",
+    "learning_rate_sweep",
+    "lines",
+    "loss_curves",
+    "merges",
+    "next_token_bars",
+    "pipeline",
+    "schedule",
+    "score_steps",
+    "score_variance",
+    "stage_times",
+    "style",
+    "token_lengths",
+    "token_strip",
+    "update_ratios",
+    "weight_histograms",
+]
