@@ -16,13 +16,13 @@ from . import ops
 
 
 class RotaryEmbedding(nn.Module):
-    """Rotary positions (Su et al. 2021, section 3.2.2): pair i of a head turns by position · θ^(−2i/D).
+    """Rotary positions (Su et al. 2021, section 3.2.2): pair i turns by position · θ^(−2i/D).
 
-    The score of a query at t and a key at s then depends on t − s alone. It has no parameters; the tables
-    of cosines and sines grow when a longer sequence comes.
-    `scaling` stretches the wavelengths of a trained model: {"rope_type": "linear", "factor": f}, or
-    {"rope_type": "llama3", "factor", "low_freq_factor", "high_freq_factor",
-    "original_max_position_embeddings"} (Llama 3.1).
+    The score of a query at t and a key at s then depends on t − s alone. It has no parameters; the
+    tables of cosines and sines grow when a longer sequence comes. `scaling` stretches the
+    wavelengths of a trained model: {"rope_type": "linear", "factor": f}, or {"rope_type": "llama3",
+    "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"} (Llama
+    3.1).
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class RotaryEmbedding(nn.Module):
         self._make_tables(length, torch.device("cpu"))
 
     def _make_tables(self, length: int, device: torch.device) -> None:
-        # Plain attributes, not buffers: a model that is cast to bf16 must keep its angles in float32.
+        # Plain attributes, not buffers: a model cast to bf16 must keep its angles in float32.
         angle = torch.arange(length, dtype=torch.float64)[:, None] * self.frequency
         self.cos = angle.cos().float().to(device)  # (T, D/2)
         self.sin = angle.sin().float().to(device)
@@ -89,7 +89,8 @@ def attention_weights(
 ) -> tuple[Tensor, Tensor]:
     """The textbook path, with the (T, T) matrices in the open.
 
-    q, k (..., T, D) → scores (scaled, −inf where a key may not be seen) and weights, both (..., Tq, Tk).
+    q, k (..., T, D) → scores (scaled, −inf where a key may not be seen) and weights, both (..., Tq,
+    Tk).
     """
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     scores = q @ k.transpose(-2, -1) * scale  # (..., Tq, Tk)
@@ -133,10 +134,10 @@ class AttentionHead(nn.Module):
 
 
 class KVCache:
-    """Keys and values of the positions seen so far, so that a new token costs one pass over one token.
+    """Keys and values of the positions so far: a new token then costs a pass over one token.
 
-    One pair of (B, H_kv, max_length, D) tensors per layer, filled from the left; `length` positions are in
-    use. A model adds to it at each call and moves `length` on when the last layer is done.
+    One pair of (B, H_kv, max_length, D) tensors per layer, filled from the left; `length` positions
+    are in use. A model adds to it at each call and moves `length` on when the last layer is done.
     """
 
     def __init__(
@@ -173,11 +174,11 @@ class MultiHeadAttention(nn.Module):
 
     x (B, T, C) → (B, T, C). `config` is a ModelConfig. Grouped queries: with n_kv_heads < n_heads,
     n_heads / n_kv_heads query heads share one key/value head (Ainslie et al. 2023).
-    Row blocks of `qkv.weight` are, in order, the H query heads, the H_kv key heads, the H_kv value heads;
-    column block h of `out.weight` is head h's share of W_O.
+    Row blocks of `qkv.weight` are, in order, the H query heads, the H_kv key heads, the H_kv value
+    heads; column block h of `out.weight` is head h's share of W_O.
 
-    `watch`: None, or a function that is called with the keyword tensors q, k, v, scores, weights and out
-    (B, H, T, ·) at each forward pass; the (T, T) matrices are then computed in the open.
+    `watch`: None, or a function that is called with the keyword tensors q, k, v, scores, weights
+    and out (B, H, T, ·) at each forward pass; the (T, T) matrices are then computed in the open.
     """
 
     def __init__(self, config, layer: int = 0):
@@ -200,7 +201,7 @@ class MultiHeadAttention(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None
     ) -> Tensor:
-        """x (B, T, C); mask (B, 1, T, T) bool, True may be seen; cache holds the positions before x."""
+        """x (B, T, C); mask (B, 1, T, T) bool, True may be seen; cache: the positions before x."""
         q, k, v = self.project(x, start=0 if cache is None else cache.length)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
@@ -220,7 +221,7 @@ class MultiHeadAttention(nn.Module):
         return ops.linear(y, self.out.weight, self.out.bias)
 
     def project(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, T, C) at positions start, start + 1, … → q (B, H, T, D), k and v (B, H_kv, T, D)."""
+        """x (B, T, C) from position start on → q (B, H, T, D), k and v (B, H_kv, T, D)."""
         B, T, _ = x.shape
         qkv = ops.linear(x, self.qkv.weight, self.qkv.bias)
         n_blocks = self.n_heads + 2 * self.n_kv_heads
@@ -245,8 +246,8 @@ class MultiHeadAttention(nn.Module):
     def head(self, h: int) -> AttentionHead:
         """Query head h with copies of its weights, as one AttentionHead.
 
-        Concatenated and multiplied by `out`, the heads of a layer give the layer's output. Not defined
-        for qk_norm (ValueError): the formula of AttentionHead has no norm.
+        Concatenated and multiplied by `out`, the heads of a layer give the layer's output. Not
+        defined for qk_norm (ValueError): the formula of AttentionHead has no norm.
         """
         if self.q_norm is not None:
             raise ValueError(

@@ -150,7 +150,9 @@ def _load(path: Path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "GPT") or not hasattr(module, "GPTConfig"):
-        raise ValueError(f"--peer: {path} has no GPT and GPTConfig, so it is not nanoGPT's model.py")
+        raise ValueError(
+            f"--peer: {path} has no GPT and GPTConfig, so it is not nanoGPT's model.py"
+        )
     return module
 
 

@@ -21,6 +21,7 @@ from .data import TokenStream
 from .doctor import doctor
 from .evaluate import evaluate
 from .generate import stream
+from .run import pick_device
 from .text import stream_text
 from .tokenizer import Tokenizer
 
@@ -35,18 +36,6 @@ BENCHMARKS = {
     "import": ("bench_command", "import_rows"),
     "tiny": ("bench_command", "tiny_rows"),
 }
-
-
-def pick_device(name: str) -> str:
-    """The device of `--device`: "auto" is a CUDA GPU, else Apple's, else the CPU. ValueError if absent."""
-    present = {"cpu": True, "cuda": torch.cuda.is_available()}
-    present["mps"] = torch.backends.mps.is_available()
-    if name == "auto":
-        return next(d for d in ("cuda", "mps", "cpu") if present[d])
-    if not present.get(name, False):
-        here = ", ".join(d for d in present if present[d])
-        raise ValueError(f"--device: {name!r} is not available, here there is {here}")
-    return name
 
 
 def corpus_of(paths: list[str] | None) -> Corpus:
@@ -205,7 +194,10 @@ def add_generate(commands) -> None:
         help="below 1 plays safe, 0 always takes the likeliest token (default: 0.8)",
     )
     parser.add_argument(
-        "--top-k", type=int, metavar="K", help="draw from the K likeliest tokens only (default: all)"
+        "--top-k",
+        type=int,
+        metavar="K",
+        help="draw from the K likeliest tokens only (default: all)",
     )
     parser.add_argument(
         "--top-p",

@@ -7,7 +7,7 @@ from .attention import KVCache, MultiHeadAttention
 
 
 class Norm(nn.Module):
-    """LayerNorm (norm="layernorm", with a bias if the config has biases) or RMSNorm. (..., C) → (..., C)."""
+    """LayerNorm (with a bias if the config has biases) or RMSNorm. (..., C) → (..., C)."""
 
     def __init__(self, config):
         super().__init__()

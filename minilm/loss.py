@@ -1,10 +1,10 @@
-"""The two pre-training losses. Both are a cross-entropy in nats, a mean over *all* targets of the batch.
+"""The two pre-training losses: cross-entropies in nats, each a mean over *all* targets of a batch.
 
 Causal language model: position t predicts token t + 1, so the loss shifts by one.
 Masked language model: position t predicts the original token t, so it does not shift.
 
-A mean over the whole batch is not a mean of per-row means: a row with two targets must weigh twice as
-much as a row with one. A batch without any target has loss 0 and gradient 0, not NaN.
+A mean over the whole batch is not a mean of per-row means: a row with two targets must weigh twice
+as much as a row with one. A batch without any target has loss 0 and gradient 0, not NaN.
 """
 
 import torch
@@ -18,8 +18,8 @@ IGNORE = -100  # a target with this id is left out of the mean
 def shift_targets(ids: Tensor, mask: Tensor | None = None) -> Tensor:
     """What each position but the last must predict. ids (B, T), mask (B, T) or None → (B, T − 1).
 
-    mask[b, t] = 1 says that ids[b, t] is a target (mask[:, 0] is never used: nothing predicts the first
-    token). A position whose next token is no target gets IGNORE.
+    mask[b, t] = 1 says that ids[b, t] is a target (mask[:, 0] is never used: nothing predicts the
+    first token). A position whose next token is no target gets IGNORE.
     """
     return (ids if mask is None else _keep(ids, mask))[:, 1:]
 

@@ -27,10 +27,10 @@ CHOICES = {
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The shape of a MiniLM. Fields that are None are filled in; ValueError names a field that cannot be.
+    """The shape of a MiniLM. Fields that are None are filled in; a ValueError names what cannot be.
 
-    d_ff defaults to 4 C for GELU and to 8/3 C, rounded up to a multiple of 8, for SwiGLU (which has three
-    matrices, so that both hold about 8 C² parameters).
+    d_ff defaults to 4 C for GELU and to 8/3 C, rounded up to a multiple of 8, for SwiGLU (which has
+    three matrices, so that both hold about 8 C² parameters).
     """
 
     vocab_size: int  # V
@@ -109,7 +109,7 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> "ModelConfig":
-        """The config of a dict as `to_dict` writes it; ValueError names an unknown or missing field."""
+        """The config of a dict as `to_dict` writes it; ValueError names an unknown field."""
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise ValueError(f"config: unknown field {unknown[0]!r}, allowed are {sorted(known)}")
@@ -133,7 +133,7 @@ class ModelConfig:
 
     @classmethod
     def llama(cls, **changes) -> "ModelConfig":
-        """Llama's choices (Touvron et al. 2023): RMSNorm, SwiGLU, rotary positions, no bias, untied.
+        """Llama's choices (Touvron et al. 2023): RMSNorm, SwiGLU, RoPE, no biases, untied.
 
         vocab_size, context_length, d_model, n_layers and n_heads must be among `changes`.
         """
@@ -156,7 +156,7 @@ def _is_number(value: object) -> bool:
 
 
 class MiniLM(nn.Module):
-    """A GPT-style language model. `model(ids)` gives the logits; see the module's docstring for the path."""
+    """A GPT-style language model: `model(ids)` gives the logits. The module says how."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -187,11 +187,11 @@ class MiniLM(nn.Module):
     ) -> Tensor:
         """ids (B, T) int64 → the residual stream after the final norm (B, T, C).
 
-        segments (B, T) int64: a position sees only positions of its own number. Documents packed into one
-        row have numbers of their own; padding has −1.
-        cache: the keys and values of the positions before `ids`; it is extended by them.
-        Raises ValueError for ids out of range, and past context_length where positions are learned; with
-        rotary positions a longer sequence runs, outside what training has shown the model.
+        segments (B, T) int64: a position sees only positions of its own number. Documents packed
+        into one row have numbers of their own; padding has −1. cache: the keys and values of the
+        positions before `ids`; it is extended by them. Raises ValueError for ids out of range, and
+        past context_length where positions are learned; with rotary positions a longer sequence
+        runs, outside what training has shown the model.
         """
         self._check_ids(ids)
         start = 0 if cache is None else cache.length
@@ -213,12 +213,12 @@ class MiniLM(nn.Module):
     def loss(
         self, ids: Tensor, mask: Tensor | None = None, segments: Tensor | None = None
     ) -> Tensor:
-        """Next-token loss of rows of up to context_length + 1 tokens: a row's last token is only a target.
+        """Next-token loss of rows of up to context_length + 1 tokens (the last is only a target).
 
-        ids (B, L), mask (B, L): 1 where the token is a target, segments (B, L) → scalar in nats, the mean
-        over the targets of the whole batch; padding (segment −1) is never a target. Equal to
-        next_token_loss(model(ids, segments), ids, mask), without the logits of the last position, and
-        without any logits in memory where the backend has a fused op.
+        ids (B, L), mask (B, L): 1 where the token is a target, segments (B, L) → scalar in nats,
+        the mean over the targets of the whole batch; padding (segment −1) is never a target. Equal
+        to next_token_loss(model(ids, segments), ids, mask), without the logits of the last
+        position, and without any logits in memory where the backend has a fused op.
         """
         targets, inner = shift_targets(ids.long(), mask), None
         if segments is not None:
@@ -243,8 +243,10 @@ class MiniLM(nn.Module):
         )
 
     def num_parameters(self, non_embedding: bool = False) -> int:
-        """The number of learned numbers, tied weights once; `non_embedding` leaves out both tables of
-        embeddings (and the head, when it is a matrix of its own)."""
+        """The number of learned numbers, tied weights once.
+
+        `non_embedding` leaves out the embeddings, and the head when it has a matrix of its own.
+        """
         total = sum(p.numel() for p in self.parameters())
         if non_embedding:
             tables = [self.token_embedding, self.position_embedding, self.head]
@@ -254,8 +256,9 @@ class MiniLM(nn.Module):
     def flops_per_token(self, T: int | None = None) -> int:
         """Floating-point operations to train on one token: forward + backward = 3 × forward.
 
-        forward = 2 · (entries of all matrices that multiply the token) + 4 · L · H · D · T for scores and
-        weighted sum, counted without the causal half (Chowdhery et al. 2022, appendix B).
+        forward = 2 · (entries of all matrices that multiply the token) + 4 · L · H · D · T for
+        scores and weighted sum, counted without the causal half (Chowdhery et al. 2022, appendix
+        B).
         """
         c = self.config
         T = c.context_length if T is None else T
@@ -285,11 +288,12 @@ class MiniLM(nn.Module):
 def initialise(model: MiniLM) -> None:
     """Every weight of a fresh model, in one place.
 
-    Matrices are normal with σ = 1/√(fan-in), so that each keeps the size of what it multiplies. The two
-    matrices per block that write into the residual stream are divided by √(2L): the sum of 2L writes then
-    starts no larger than one (Radford et al. 2019, section 2.3). Embeddings are normal with
-    σ = 1/(2√C) (0.018 for GPT-2's C = 768): as the output matrix they give logits of σ = 1/2 at first, so
-    that the first loss is ln V + 1/8, a little above that of a uniform guess. Biases start at 0, norms at 1.
+    Matrices are normal with σ = 1/√(fan-in), so that each keeps the size of what it multiplies. The
+    two matrices per block that write into the residual stream are divided by √(2L): the sum of 2L
+    writes then starts no larger than one (Radford et al. 2019, section 2.3). Embeddings are normal
+    with σ = 1/(2√C) (0.018 for GPT-2's C = 768): as the output matrix they give logits of σ = 1/2
+    at first, so that the first loss is ln V + 1/8, a little above that of a uniform guess. Biases
+    start at 0, norms at 1.
     """
     residual = 1 / math.sqrt(2 * model.config.n_layers)
     for name, p in model.named_parameters():

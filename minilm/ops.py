@@ -1,7 +1,7 @@
 """The one door to kernels: every tensor operation of the model, by name, on the backend in force.
 
-The model never calls a kernel library itself. It calls `ops.layer_norm`, `ops.attention` and so on, and
-this file decides who computes it:
+The model never calls a kernel library itself. It calls `ops.layer_norm`, `ops.attention` and so on,
+and this file decides who computes it:
 
 - ``torch`` (the default): PyTorch's own kernels, on a CPU, a GPU or MPS;
 - ``numba``: the kernels of `cuda_numba`, written in Python.
@@ -106,8 +106,8 @@ def visible(
 ) -> Tensor | None:
     """Which key each query may see: bool (n_queries, n_keys), or None when it may see all.
 
-    The queries are the last `n_queries` of the `n_keys` positions (so it holds with a KV cache too).
-    Query t sees key s when s ≤ t (causal) and |t − s| < window.
+    The queries are the last `n_queries` of the `n_keys` positions (so it holds with a KV cache
+    too). Query t sees key s when s ≤ t (causal) and |t − s| < window.
     """
     if not causal and window is None:
         return None
@@ -130,9 +130,9 @@ def attention(
 ) -> Tensor:
     """softmax(q kᵀ · scale, masked) v, without the (T, T) matrix in memory where torch can.
 
-    q (B, H, Tq, D); k, v (B, H_kv, Tk, D), H a multiple of H_kv; → (B, H, Tq, D). The queries are the
-    last Tq of the Tk positions. `mask` (B, 1, Tq, Tk) bool is a further restriction: True may be seen.
-    scale: 1/√D by default (Vaswani et al. 2017, section 3.2.1).
+    q (B, H, Tq, D); k, v (B, H_kv, Tk, D), H a multiple of H_kv; → (B, H, Tq, D). The queries are
+    the last Tq of the Tk positions. `mask` (B, 1, Tq, Tk) bool is a further restriction: True may
+    be seen. scale: 1/√D by default (Vaswani et al. 2017, section 3.2.1).
     """
     n_queries, n_keys = q.shape[-2], k.shape[-2]
     # PyTorch aligns its own causal mask at the first key, so it fits only when Tq = Tk.

@@ -250,7 +250,9 @@ class Tokenizer:
         """A regex with one group that finds the allowed special tokens, the longest where two fit."""
         if isinstance(allowed, str):
             if allowed not in ("all", "none"):
-                raise ValueError(f'allowed_special: must be "all", "none" or a set, got {allowed!r}')
+                raise ValueError(
+                    f'allowed_special: must be "all", "none" or a set, got {allowed!r}'
+                )
             names = frozenset(self.special_tokens if allowed == "all" else ())
         else:
             names = frozenset(allowed)

@@ -18,7 +18,9 @@ from .patterns import GPT2, PATTERNS, Pattern, pattern_spelled
 MAX_BYTES = 256 << 20
 MAX_ID = 1 << 24
 
-CHARACTERS = [chr(code) for code in PRINTABLE] + [chr(0x100 + k) for k in range(256 - len(PRINTABLE))]
+CHARACTERS = [chr(code) for code in PRINTABLE] + [
+    chr(0x100 + k) for k in range(256 - len(PRINTABLE))
+]
 CHAR_OF_BYTE = dict(zip(BYTE_ORDER, CHARACTERS, strict=True))
 BYTE_OF_CHAR = {char: byte for byte, char in CHAR_OF_BYTE.items()}
 

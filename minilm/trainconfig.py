@@ -8,8 +8,8 @@ from .ops import check_backend
 DEFAULT_STEPS = 1000
 BETAS = {"adamw": (0.9, 0.95), "lion": (0.9, 0.99), "sgd": (0.9, 0.0)}
 DTYPES = ("float32", "bfloat16", "float16")
-# Fields that may differ when a run goes on: they change what is seen of it or where it runs, not what
-# it computes (up to rounding, on another device, backend or number of threads).
+# Fields that may differ when a run goes on: they change what is seen of it or where it runs, not
+# what it computes (up to rounding, on another device, backend or number of threads).
 FREE = ("device", "threads", "backend", "log_every", "eval_every", "save_every")
 
 
@@ -17,7 +17,8 @@ FREE = ("device", "threads", "backend", "log_every", "eval_every", "save_every")
 class TrainConfig:
     """How to train. ValueError names a field that cannot be, the value it had and what it may be.
 
-    A run lasts `steps` optimizer steps, or as many as fit into `minutes`; with neither, 1,000 steps.
+    A run lasts `steps` optimizer steps, or as many as fit into `minutes`; with neither, 1,000
+    steps.
     """
 
     steps: int | None = None  # optimizer steps
@@ -31,7 +32,7 @@ class TrainConfig:
     optimizer: str = "adamw"  # "adamw", "lion" or "sgd"
     lr: float = 1e-3  # the highest learning rate
     min_lr: float = 0.0  # the last learning rate
-    warmup: int | None = None  # steps until lr is reached; None: steps / 10, at most 100
+    warmup: int | None = None  # steps until lr is reached; None: steps / 10, at most 1,000
     weight_decay: float = 0.1  # of matrices; biases and norm weights do not decay
     betas: tuple[float, float] | None = None  # None: BETAS; sgd has its momentum in betas[0]
     clip: float | None = 1.0  # the largest gradient norm; None: no clipping
@@ -80,7 +81,9 @@ class TrainConfig:
             value = getattr(self, name)
             self._check(name, _is_number(value) and value >= 0, "a number, at least 0")
         self._check("min_lr", self.min_lr <= self.lr, f"at most lr = {self.lr}")
-        self._check("mask_p", _is_number(self.mask_p) and 0 < self.mask_p <= 1, "above 0, at most 1")
+        self._check(
+            "mask_p", _is_number(self.mask_p) and 0 < self.mask_p <= 1, "above 0, at most 1"
+        )
         pair = self.betas is None or (
             len(self.betas) == 2 and all(_is_number(b) and 0 <= b < 1 for b in self.betas)
         )
@@ -96,7 +99,16 @@ class TrainConfig:
 
     def warmup_steps(self, steps: int) -> int:
         """The length of the warm-up in a run of `steps` steps."""
-        return min(100, steps // 10) if self.warmup is None else self.warmup
+        return min(1000, steps // 10) if self.warmup is None else self.warmup
+
+    def differences(self, stored: "TrainConfig") -> list[str]:
+        """The fields in which a run that goes on would compute something else than `stored` did.
+
+        `minutes` was turned into steps when that run began, so it is not compared.
+        """
+        free = {*FREE, "minutes"} | ({"steps"} if self.minutes is not None else set())
+        a, b = self.to_dict(), stored.to_dict()
+        return [name for name in a if name not in free and a[name] != b[name]]
 
     def to_dict(self) -> dict:
         """All fields, ready for JSON."""

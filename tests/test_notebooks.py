@@ -6,7 +6,6 @@
 import base64
 import copy
 import re
-from pathlib import Path
 
 import nbformat
 import pytest
@@ -74,7 +73,7 @@ def test_notebook_is_committed_as_it_should_be(path):
 
 
 def test_the_course_has_notebooks_and_their_numbers_are_unique():
-    assert Path("00_start.ipynb").name in [path.name for path in FILES]
+    assert "00_start" in [path.stem for path in FILES]
     numbers = [path.name[:2] for path in FILES]
     assert len(set(numbers)) == len(numbers)
     assert all(re.fullmatch(r"\d\d_[a-z0-9_]+", path.stem) for path in FILES)
@@ -211,10 +210,6 @@ def other_kernel(nb):
     nb.metadata.kernelspec["display_name"] = "minilm (.venv)"
 
 
-def same_id(nb):
-    nb.cells[1]["id"] = nb.cells[0]["id"]
-
-
 def widget_view(nb):
     nb.cells[4].outputs[0].data[course.WIDGET] = {"model_id": "5f1c"}
 
@@ -234,7 +229,6 @@ def count_on_a_skipped_cell(nb):
         interpreter,
         widget_state,
         other_kernel,
-        same_id,
         widget_view,
         split_stream,
         count_on_a_skipped_cell,
@@ -243,7 +237,29 @@ def count_on_a_skipped_cell(nb):
 def test_another_form_is_found_and_made_normal(plant):
     notebook = good()
     plant(notebook)
-    with pytest.warns() if plant is same_id else does_not_warn():
-        text = nbformat.writes(notebook).rstrip("\n") + "\n"
+    text = nbformat.writes(notebook).rstrip("\n") + "\n"
     assert problems(text, "good") == ["not in the form that `course.py run` writes"]
     assert problems(in_committed_form(notebook, "good"), "good") == []
+
+
+def test_each_cell_gets_an_id_of_its_own_and_keeps_it():
+    notebook = {"metadata": {}, "cells": []}
+    for given in ("a", "a", None, ""):
+        cell = {"cell_type": "markdown", "metadata": {}, "source": ""}
+        notebook["cells"].append(cell if given is None else dict(cell, id=given))
+    course.normalise(notebook, "x")
+    first = [cell["id"] for cell in notebook["cells"]]
+    assert first[0] == "a" and len(set(first)) == 4 and all(first)
+    course.normalise(notebook, "another name")
+    assert [cell["id"] for cell in notebook["cells"]] == first
+
+
+def test_what_a_reader_needs_is_kept():
+    notebook = good()
+    before = copy.deepcopy(notebook)
+    course.normalise(notebook, "good")
+    assert notebook == before  # and so a second time changes nothing
+    assert notebook.cells[2].metadata.tags == ["raises-exception"]
+    assert notebook.cells[4].metadata.minilm == {"exercise": "x"}
+    assert [cell.get("execution_count") for cell in notebook.cells] == [None, 1, 2, None, 3]
+    assert notebook.cells[1].outputs[0].text == "1\n"

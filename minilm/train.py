@@ -1,0 +1,187 @@
+"""The training loop.
+
+    for each step:
+        batch    → B rows of T + 1 tokens
+        loss     → forward, shifted cross-entropy
+        gradient → backward, clipped
+        weights  → optimizer step, at the learning rate of the schedule
+
+One step is `Run.step` in run.py. Here stands what is around it: how many steps, validation, rows of
+the history, checkpoints, and Ctrl-C.
+"""
+
+import copy
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from . import ops
+from .checkpoint import holds_run
+from .data import Batch, TokenStream
+from .evaluate import evaluate
+from .history import History
+from .model import MiniLM
+from .run import Run
+from .tokenizer import Tokenizer
+from .trainconfig import TrainConfig
+
+IN_HAND = 0.05  # of the minutes: what is kept back for surprises
+CALIBRATION_STEPS = 12
+
+
+def train(
+    model: MiniLM,
+    data: TokenStream | Iterable[Batch],
+    config: TrainConfig,
+    *,
+    tok: Tokenizer | None = None,
+    valid: TokenStream | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    callback: Callable[[MiniLM, dict], None] | None = None,
+    progress: bool | None = None,
+    started: float | None = None,
+) -> list[dict]:
+    """Train `model` in place; returns the history, a list of rows.
+
+    data      a TokenStream (rows of context_length + 1 tokens, every window once per epoch), or
+              batches {"ids", "mask"?, "segments"?}, started over when they run out
+    tok       stored in the checkpoint; for the masked objective its <|mask|> token is used
+    valid     evaluated every eval_every steps and after the last
+    out       the run's folder: checkpoint and history.jsonl. It must not hold another run
+    resume    go on from the checkpoint in `out`; model and config must be the run's
+    callback  called as callback(model, row) for each row, gradients still in place
+    progress  a bar on standard output; None: where that is a terminal
+    started   time.perf_counter() at the start of what `minutes` counts; None: now
+
+    A row has: step, tokens (seen so far), loss (nats per target), bits_per_byte (of the step's
+    batch, at the stream's mean bytes per token; None where unknown), lr, grad_norm (before
+    clipping), tokens_per_second, and after a validation valid_loss and valid_bits_per_byte.
+
+    Sets torch's global seed. Raises FloatingPointError when the loss is no longer finite,
+    ValueError when the arguments do not fit together. Ctrl-C ends the run after the step in
+    progress: it is saved in `out`, and KeyboardInterrupt follows.
+    """
+    started = time.perf_counter() if started is None else started
+    out = Path(out) if out is not None else None
+    if not resume and out is not None and holds_run(out):
+        raise ValueError(
+            f"out: {out} holds a run; go on with it (--resume {out}) or take another folder"
+        )
+    run = Run(model, data, config, tok, out)
+    if not resume and config.minutes is not None:
+        run.config = replace(config, steps=steps_that_fit(run, started, valid), minutes=None)
+    begin = run.restore() if resume else run.start()
+    steps = run.config.steps
+    history = History(out, steps, keep_until=begin, progress=progress)
+    try:
+        with ops.use_backend(config.backend), _interrupts() as interrupted:
+            clock = Clock()
+            for step in range(begin + 1, steps + 1):
+                row = run.step(step)
+                last = step == steps
+                if _is_due(step, config.eval_every, last) and valid is not None:
+                    with clock.paused():
+                        result = evaluate(model, valid)
+                    row |= {"valid_loss": result.loss, "valid_bits_per_byte": result.bits_per_byte}
+                row["tokens_per_second"] = clock.rate(run.step_tokens)
+                if _is_due(step, config.log_every, last) or "valid_loss" in row:
+                    history.add(row)
+                    if callback is not None:
+                        callback(model, row)
+                if _is_due(step, config.save_every, last) or interrupted:
+                    with clock.paused():
+                        run.save(step)
+                history.advance()
+                if interrupted:
+                    raise KeyboardInterrupt
+    finally:
+        history.close()
+    return history.rows
+
+
+def steps_that_fit(run: Run, started: float, valid: TokenStream | None) -> int:
+    """How many steps fit into config.minutes since `started`, validation and saving included.
+
+    A copy of the model takes a few steps and looks at a few batches of the validation set; neither
+    counts as training.
+    """
+    config = replace(run.config, minutes=None, steps=CALIBRATION_STEPS, warmup=None)
+    trial = Run(copy.deepcopy(run.model), run.data, config, run.tok, None)
+    trial.start()
+    seconds = []
+    for step in range(1, CALIBRATION_STEPS + 1):
+        begin = time.perf_counter()
+        trial.step(step)
+        seconds.append(time.perf_counter() - begin)
+    per_step = sum(seconds[2:]) / len(seconds[2:])  # the first ones fill caches
+    after = 1.0 + _validation_seconds(trial.model, valid)
+    whole = run.config.minutes * 60
+    left = whole * (1 - IN_HAND) - (time.perf_counter() - started) - after
+    steps = int(left / per_step)
+    if steps < 1:
+        raise ValueError(
+            f"minutes: {run.config.minutes} are over before the first step (a step takes "
+            f"{per_step:.2f} s, validation {after:.0f} s); give more"
+        )
+    return steps
+
+
+def _validation_seconds(model: MiniLM, valid: TokenStream | None) -> float:
+    if valid is None:
+        return 0.0
+    T = model.config.context_length
+    sample = TokenStream(valid.ids[: min(len(valid), 64 * T + 1)])
+    begin = time.perf_counter()
+    tokens = evaluate(model, sample).tokens
+    return (time.perf_counter() - begin) * len(valid) / tokens
+
+
+class Clock:
+    """Tokens per second of the training steps alone: validation and saving stop the clock."""
+
+    def __init__(self):
+        self.mark = time.perf_counter()
+
+    def rate(self, tokens: int) -> float:
+        """Tokens per second since the last call."""
+        now = time.perf_counter()
+        seconds, self.mark = now - self.mark, now
+        return tokens / seconds
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.mark += time.perf_counter() - begin
+
+
+@contextmanager
+def _interrupts() -> Iterator[list]:
+    """A list that is no longer empty once Ctrl-C was pressed; a second Ctrl-C interrupts at once.
+
+    An interrupt in the middle of a step would leave half of the weights updated.
+    """
+    pressed: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed  # only the main thread may handle signals
+        return
+
+    def on_interrupt(number, frame):
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _is_due(step: int, every: int | None, last: bool) -> bool:
+    return last or (every is not None and step % every == 0)
