@@ -226,12 +226,12 @@ def step(title, command, hint=""):
     """Run a command; its output goes to .venv/setup.log, and its end is shown if it fails."""
     terminal, began, lines = sys.stdout.isatty(), time.monotonic(), []
     print(f"- {title}: ", end="", flush=True)
-    process = start(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    for line in process.stdout:
-        lines.append(line)
-        if terminal:
-            print(f"\r\033[K- {title}: {line.strip()[:60]}", end="", flush=True)
-    code = process.wait()
+    with start(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        for line in process.stdout:
+            lines.append(line)
+            if terminal:
+                print(f"\r\033[K- {title}: {line.strip()[:60]}", end="", flush=True)
+    code = process.returncode
     print(f"\r\033[K- {title}: " if terminal else "", end="")
     print("failed" if code else f"{time.monotonic() - began:.0f} s")
     if VENV.exists():
@@ -462,11 +462,12 @@ def test():
     for name, command in stages.items():
         print(f"\n== {name}", flush=True)
         began, last = time.monotonic(), ""
-        process = start(command, env=STEADY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            last = line.strip(" =\n") or last
-        rows.append((name, process.wait(), time.monotonic() - began, last))
+        pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        with start(command, env=STEADY, **pipe) as process:
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                last = line.strip(" =\n") or last
+        rows.append((name, process.returncode, time.monotonic() - began, last))
     print("\nstage      result  seconds  last line")
     for name, code, seconds, last in rows:
         print(f"{name:<10} {'FAILED' if code else 'passed'} {seconds:>8.0f}  {last[:90]}")

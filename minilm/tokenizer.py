@@ -2,15 +2,16 @@
 
     text ──special tokens──▶ parts ──pattern──▶ pieces ──merges──▶ ids
 
-The algorithm is told in bpe.py. Here stand the class and the choice between two ways to do each step:
-plain Python (plain.py) for small inputs, compiled by Numba (counter.py, merger.py, encoder.py) for
-large ones. Both give the same merges and ids. Compiling happens once and is kept on disk.
+The algorithm is told in bpe.py. Here stand the class and the choice between two ways to do each
+step: plain Python (plain.py) for small inputs, compiled by Numba (counter.py, merger.py,
+encoder.py) for large ones. Both give the same merges and ids. Compiling happens once and is kept on
+disk.
 
 Ids: special tokens first, in the order given, then the 256 bytes (bpe.BYTE_ORDER), then one new
 token for each merge.
 
-Text is bytes. A str means its UTF-8. Bytes that are no UTF-8, and the three bytes of a lone surrogate
-in a str, are single characters that are neither letter, number nor space; so
+Text is bytes. A str means its UTF-8. Bytes that are no UTF-8, and the three bytes of a lone
+surrogate in a str, are single characters that are neither letter, number nor space; so
 `decode_bytes(encode(data)) == data` for any bytes. `decode` shows such bytes as U+FFFD.
 """
 
@@ -27,7 +28,7 @@ import numpy as np
 from . import plain, tokenizer_json
 from .bpe import BYTE_ORDER
 from .patterns import pattern_named
-from .tokenizer_json import CHAR_OF_BYTE, Contents, spell, unspell
+from .tokenizer_json import CHAR_OF_BYTE, Contents, unspell
 
 Text = str | bytes
 
@@ -85,8 +86,9 @@ class Tokenizer:
     ) -> "Tokenizer":
         """Learn merges from texts; the result has at most `vocab_size` tokens.
 
-        texts           any iterable of str (or bytes), read once; a text is never merged with the next
-        vocab_size      at least 256 + the number of special tokens; it is reached unless the texts run
+        texts           any iterable of str (or bytes), read once; a text is never merged with the
+        next vocab_size      at least 256 + the number of special tokens; it is reached unless the
+        texts run
                         out of pairs
         special_tokens  get the ids 0, 1, ...; in the texts themselves they mean nothing
         pattern         "gpt2" or "gpt4": where text is cut into pieces
@@ -105,16 +107,10 @@ class Tokenizer:
                 f"vocab_size: must be at least {256 + len(names)}, the 256 bytes and "
                 f"{len(names)} special tokens, got {vocab_size}"
             )
-        batches = _batches(texts)
-        first = next(batches, [])
-        if not any(first):
-            raise ValueError("texts: must hold some text to learn from, got none")
         vocab = {name: number for number, name in enumerate(names)}
         for byte in BYTE_ORDER:
             vocab.setdefault(CHAR_OF_BYTE[byte], len(vocab))
-        byte_ids = [vocab[CHAR_OF_BYTE[byte]] for byte in range(256)]
-        counts = plain.count_pieces(first, chosen)
-        merges = plain.learn_merges(counts, byte_ids, vocab, vocab_size, min_frequency)
+        merges = _learn(texts, chosen, vocab, vocab_size, min_frequency)
         # A pair that was merged twice counts where it was merged last, as in Hugging Face's trainer.
         last = {(left, right): k for k, (left, right, _) in enumerate(merges)}
         spelling = list(vocab)
@@ -130,9 +126,9 @@ class Tokenizer:
     def load(cls, path: str | os.PathLike) -> "Tokenizer":
         """Read a tokenizer.json of Hugging Face `tokenizers`.
 
-        Raises ValueError, naming the file and the field, when it is not byte-level BPE with one of the
-        known split patterns, or does something that is not supported; FileNotFoundError when there
-        is none.
+        Raises ValueError, naming the file and the field, when it is not byte-level BPE with one of
+        the known split patterns, or does something that is not supported; FileNotFoundError when
+        there is none.
         """
         path = Path(path)
         if not path.is_file():
@@ -192,18 +188,19 @@ class Tokenizer:
     def encode(self, text: Text, allowed_special: str | Iterable[str] = "all") -> list[int]:
         """The ids of a text; `[]` for an empty one.
 
-        allowed_special  which special tokens, written out in the text, become their one id: "all" (as
+        allowed_special  which special tokens, written out in the text, become their one id: "all"
+        (as
                          Hugging Face does), "none", or a set of them. The others are text like any.
         """
         special = self._special_regex(allowed_special)
         text = plain.to_text(_checked(text))
         split = pattern_named(self.pattern).split
-        if special is None:
-            return self._plain.encode(text, split)
         ids: list[int] = []
-        for k, part in enumerate(special.split(text)):
+        for k, part in enumerate([text] if special is None else special.split(text)):
             if k % 2:
                 ids.append(self.special_tokens[part])
+            elif len(part) > PLAIN_BYTES:
+                ids += self._compiled.encode([plain.to_bytes(part)])[0].tolist()
             else:
                 ids += self._plain.encode(part, split)
         return ids
@@ -218,16 +215,27 @@ class Tokenizer:
 
         Special tokens that are written out in the texts are text, unless allowed.
         """
-        ids: list[np.ndarray] = []
-        lengths: list[int] = []
+        special = self._special_regex(allowed_special)
+        ids = [np.zeros(0, dtype=np.int32)]
+        lengths = [np.zeros(1, dtype=np.int64)]
         for batch in _batches(texts):
-            for data in batch:
-                encoded = self.encode(data, allowed_special)
-                ids.append(np.array(encoded, dtype=np.int32))
-                lengths.append(len(encoded))
-        offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
-        np.cumsum(lengths, out=offsets[1:])
-        return np.concatenate([np.zeros(0, np.int32), *ids]), offsets
+            large = sum(map(len, batch)) > PLAIN_BYTES
+            if large and not (special and any(special.search(plain.to_text(t)) for t in batch)):
+                some_ids, some_lengths = self._compiled.encode(batch)
+            else:
+                lists = [self.encode(data, allowed_special) for data in batch]
+                some_ids = np.array([i for part in lists for i in part], dtype=np.int32)
+                some_lengths = np.array([len(part) for part in lists], dtype=np.int64)
+            ids.append(some_ids)
+            lengths.append(some_lengths)
+        return np.concatenate(ids), np.cumsum(np.concatenate(lengths))
+
+    @cached_property
+    def _compiled(self):
+        """The encoder for large inputs; numba is imported only here."""
+        from .encoder import CompiledEncoder
+
+        return CompiledEncoder(self._plain, pattern_named(self.pattern))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text behind `ids`; bytes that are no UTF-8, such as half a character, become U+FFFD."""
@@ -269,6 +277,38 @@ class Tokenizer:
     @cached_property
     def _special_regexes(self) -> dict[frozenset[str], re.Pattern | None]:
         return {}
+
+
+def _learn(
+    texts: Iterable[Text], pattern, vocab: dict[str, int], vocab_size: int, min_frequency: int
+) -> list[plain.Merge]:
+    """The merges of `texts`; `vocab` gets the new tokens. Large inputs are counted compiled."""
+    batches = _batches(texts)
+    first = next(batches, [])
+    if not any(first):
+        raise ValueError("texts: must hold some text to learn from, got none")
+    byte_ids = [vocab[CHAR_OF_BYTE[byte]] for byte in range(256)]
+    if sum(map(len, first)) <= PLAIN_BYTES:  # less than a batch, so it is all there is
+        counts = plain.count_pieces(first, pattern)
+        return plain.learn_merges(counts, byte_ids, vocab, vocab_size, min_frequency)
+    from .counter import PieceCounter
+    from .merger import learn_merges
+
+    counter = PieceCounter(pattern)
+    counter.add(first)
+    for batch in batches:
+        counter.add(batch)
+    # A special token's name is no token's bytes, unless it is spelled like one in tokenizer.json.
+    tokens = [unspell(name) or b"" for name in vocab]
+    merges = learn_merges(
+        counter.words, counter.counts, byte_ids, tokens, vocab_size, min_frequency
+    )
+    spelling = list(vocab)
+    for left, right, new_id in merges:
+        if new_id == len(spelling):
+            spelling.append(spelling[left] + spelling[right])
+            vocab[spelling[-1]] = new_id
+    return merges
 
 
 def _from_json(data: bytes) -> Tokenizer:

@@ -344,16 +344,14 @@ def test_doctor_installs_nothing(machine, capsys):
 
 
 def test_the_result_of_test_is_that_of_its_stages(monkeypatch, capsys):
-    class Stage:
-        def __init__(self, code):
-            self.code, self.stdout = code, ["first\n", "=== 3 passed in 1.00s ===\n"]
-
-        def wait(self):
-            return self.code
+    def start(command, **options):
+        code = codes.get(command[-2], 0)
+        lines = f"print('first'); print('=== 3 passed in 1.00s ==='); exit({code})"
+        return subprocess.Popen([sys.executable, "-c", lines], stdout=subprocess.PIPE, text=True)
 
     codes = {}
     monkeypatch.setattr(course, "setup", lambda level: None)
-    monkeypatch.setattr(course, "start", lambda command, **_: Stage(codes.get(command[-2], 0)))
+    monkeypatch.setattr(course, "start", start)
     assert course.test() == 0
     out = capsys.readouterr().out
     assert (
