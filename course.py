@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -83,8 +84,8 @@ VENV = ROOT / ".venv"
 TORCH = "torch==2.13.0"  # exact: a range would take the newest CUDA build on Linux
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 LEVELS = {"lab": "lab,ptx", "dev": "dev"}  # the extras for a reader, and for `test`
-# GB to download, GB on the disk, minutes: measured on Linux x86-64, at 2 cores and 50 MB/s.
-SIZE_CPU, SIZE_CUDA = (0.9, 2.2, 3), (3.6, 8.0, 6)
+# GB to download, GB on the disk, minutes: measured on Linux x86-64 with two cores.
+SIZE_CPU, SIZE_CUDA = (0.6, 2.1, 2), (3.6, 8.0, 6)
 
 
 class CourseError(Exception):
@@ -184,12 +185,13 @@ def setup(level):
     pip = [python(), "-m", "pip", "install", "--no-input"]
     for arguments in plan:
         try:
-            step(" ".join(["PyTorch"] + arguments[:2]), pip + arguments)
+            source = arguments[1] if arguments[1:] else "PyPI"
+            step(f"PyTorch from {source}", pip + arguments)
             break
         except CourseError:
             if arguments is plan[-1]:
                 raise
-            print("  (not there; PyPI has it too, as a larger download)")
+            print("  (no answer, or not there: PyPI has it too, as a larger download)")
     step("the course and what it needs", pip + ["-e", f".[{LEVELS[new['level']]}]"])
     # Matplotlib lists the fonts once, and says so on stderr, where no notebook may write.
     step("a first start", [python(), "-c", "import minilm, matplotlib.font_manager"])
@@ -266,12 +268,13 @@ def free_port(first=8888, tries=50):
 def lab(browser=True, port=None, check=False):
     """Open JupyterLab on the first notebook; with `check` only prove that it would open."""
     setup("lab")
-    first, token = "lab/tree/notebooks/00_start.ipynb", secrets.token_hex(16)
+    first, token = "notebooks/00_start.ipynb", secrets.token_hex(16)
     port = port or free_port()
+    address = f"http://127.0.0.1:{port}"
     command = [python(), "-m", "jupyterlab", "-y", f"--ServerApp.port={port}"]
     command += ["--ServerApp.port_retries=0", "--ServerApp.ip=127.0.0.1", "--LabApp.news_url=None"]
-    command += [f"--ServerApp.root_dir={ROOT}", f"--LabApp.default_url=/{first}"]
-    command += ["--ServerApp.log_level=WARN", "--ServerApp.use_redirect_file=False"]
+    command += [f"--ServerApp.root_dir={ROOT}", f"--LabApp.default_url=/lab/tree/{first}"]
+    command += ["--log-level=WARN", "--LabApp.extension_manager=readonly"]
     if check or not browser or not has_screen(platform.system(), os.environ):
         command.append("--no-browser")
     if hasattr(os, "geteuid") and os.geteuid() == 0:
@@ -279,13 +282,14 @@ def lab(browser=True, port=None, check=False):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the server goes too
     server = start(command, env={"JUPYTER_TOKEN": token})
     try:
-        wait_for(f"http://127.0.0.1:{port}/api/status?token={token}", server)
-        print(f"\nThe course is open at\n    http://127.0.0.1:{port}/{first}?token={token}")
+        wait_for(f"{address}/api/status?token={token}", server)
+        print(f"\nThe course is open at\n    {address}/lab/tree/{first}?token={token}", flush=True)
         if check:
-            wait_for(f"http://127.0.0.1:{port}/{first}?token={token}", server)
+            wait_for(f"{address}/lab/tree/{first}?token={token}", server)
+            wait_for(f"{address}/api/contents/{first}?token={token}", server)
             print("It answers; stopping, as --check asks.")
             return 0
-        print("Ctrl-C here stops it.")
+        print("Ctrl-C here stops it.", flush=True)
         return server.wait()
     except KeyboardInterrupt:
         return 0
@@ -297,10 +301,13 @@ def lab(browser=True, port=None, check=False):
 def wait_for(url, server, seconds=120):
     """Return when the page answers; say so if the server ends or the time is over."""
     deadline = time.monotonic() + seconds
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # it is this machine
     while time.monotonic() < deadline and server.poll() is None:
         try:
-            urllib.request.urlopen(url, timeout=10).read()
+            opener.open(url, timeout=10).read()
             return
+        except urllib.error.HTTPError as error:
+            raise CourseError(f"JupyterLab answers {error} at {url.split('?')[0]}") from None
         except OSError:
             time.sleep(0.2)
     raise CourseError(f"JupyterLab did not answer at {url.split('?')[0]}; its messages are above.")
@@ -391,6 +398,7 @@ def run_notebooks(names):
             kernel_name="python3",
             resources={"metadata": {"path": str(path.parent)}},
             skip_cells_with_tag="nbval-skip",
+            extra_arguments=["--log-level=40"],  # the kernel's own warnings are not the notebook's
         )
         try:
             client.execute()

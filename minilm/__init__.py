@@ -4,8 +4,8 @@
     model, tok = load("tiny")
     print(tok.decode(generate(model, tok.encode("def add("), max_new_tokens=40)))
 
-Where a function and a module have the same name (`generate`, `train`, `evaluate`, `record`), the name
-here is the function.
+Where a function and a module have the same name (`generate`, `train`, `evaluate`, `record`), the
+name here is the function.
 """
 
 from . import exercises, ops

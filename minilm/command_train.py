@@ -2,8 +2,8 @@
 
     tokenizer → token file → training → validation → checkpoint
 
-`--preset` gives the sizes of the model and how it is trained; flags change single choices. Everything
-that the command does after it starts counts towards `--minutes`.
+`--preset` gives the sizes of the model and how it is trained; flags change single choices.
+Everything that the command does after it starts counts towards `--minutes`.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from .checkpoint import load_training_state, save_checkpoint
+from .checkpoint import holds_run, load_training_state, save_checkpoint
 from .commands import DEVICES, add_data, corpus_of
 from .data import TokenStream
 from .evaluate import evaluate
@@ -22,7 +22,7 @@ from .model import PRESETS, MiniLM
 from .ops import check_backend
 from .run import pick_device
 from .tokenizer import Tokenizer
-from .train import train
+from .train import fix_steps, train
 from .trainconfig import DTYPES, TrainConfig
 
 # How each preset is trained unless flags say otherwise. book/decisions.md says where tiny's came from.
@@ -103,9 +103,14 @@ def run_train(args: argparse.Namespace) -> int:
     print(f"data: {data['train']!r}; held out: {data['heldout']!r}")
     torch.manual_seed(config.seed)
     model = MiniLM(shape)
+    config = replace(config, context_length=config.context_length or shape.context_length)
+    if not holds_run(out):  # else `train` refuses, and need not be kept waiting
+        config = fix_steps(
+            model, data["train"], config, tok=tok, valid=data["heldout"], started=started
+        )
     print_config(model, config, out, args, data["train"])
     source = {"data": args.data, "preset": args.preset}
-    return _run(model, tok, data, config, out, args, source, started=started)
+    return _run(model, tok, data, config, out, args, source)
 
 
 def _resume(args: argparse.Namespace) -> int:
@@ -128,9 +133,10 @@ def _resume(args: argparse.Namespace) -> int:
     return _run(model, tok, data, config, out, args, source, resume=True)
 
 
-def _run(model, tok, data, config, out, args, source, *, resume=False, started=None) -> int:
-    out.mkdir(parents=True, exist_ok=True)
-    _write_source(out, source)
+def _run(model, tok, data, config, out, args, source, *, resume=False) -> int:
+    if not resume and not holds_run(out):
+        out.mkdir(parents=True, exist_ok=True)
+        _write_source(out, source)
     try:
         history = train(
             model,
@@ -140,7 +146,6 @@ def _run(model, tok, data, config, out, args, source, *, resume=False, started=N
             valid=data["heldout"],
             out=out,
             resume=resume,
-            started=started,
         )
     except KeyboardInterrupt:
         print(f"\nstopped and saved; go on with: minilm train --resume {out}")

@@ -1,8 +1,8 @@
 """The subcommands of `minilm`, one pair of functions each: its flags, and what it does.
 
 A command checks what it is given before it starts to work, prints to standard output, and raises
-ValueError, OSError or ImportError with one sentence for the user; `__main__` turns that into one line.
-`train` is in `command_train`.
+ValueError, OSError or ImportError with one sentence for the user; `__main__` turns that into one
+line. `train` is in `command_train`.
 """
 
 import argparse

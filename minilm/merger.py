@@ -11,6 +11,9 @@ A merge takes the best entry, rewrites the words in its list, changes the counts
 each place, and pushes the pairs that appeared. Counts in the heap may be too high (a merge takes pairs
 away without looking for their entries): such an entry goes back with the right count when it comes up.
 
+The kernel allocates nothing. When an array gets short it stops where it is, and Python makes the
+array longer and calls it again.
+
 Source of the order: Hugging Face `tokenizers`, `BpeTrainer` (with 64-bit counts).
 """
 
@@ -20,17 +23,83 @@ import numba
 import numpy as np
 from numba import types
 
-from .compiled import I32, I64, U8, helper, kernel
+from .compiled import I32, I64, U8, array, helper, kernel
 from .words import WordTable
 
-PAIR = numba.from_dtype(np.dtype([("key", "i8"), ("count", "i8"), ("places", "i4"), ("_", "i4")]))
-PLACE = numba.from_dtype(np.dtype([("word", "i4"), ("next", "i4")]))
-ENTRY = numba.from_dtype(
-    np.dtype([("count", "i8"), ("key", "i8"), ("pair", "i4"), ("places", "i4")])
+PAIR = np.dtype([("key", "i8"), ("count", "i8"), ("places", "i4"), ("_", "i4")])
+PLACE = np.dtype([("word", "i4"), ("next", "i4")])
+ENTRY = np.dtype([("count", "i8"), ("key", "i8"), ("pair", "i4"), ("places", "i4")])
+PAIR_ARRAY, PLACE_ARRAY, ENTRY_ARRAY = (
+    array(numba.from_dtype(dtype)) for dtype in (PAIR, PLACE, ENTRY)
 )
-PAIRS, PLACES, FRESH, HEAP = 0, 1, 2, 3  # how many there are of each, in one small array
 NONE = -1
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+# What the kernels know between calls, in one small array: how many there are of each, then the word
+# to count next, the place to go on with, and the merge that is being done.
+PAIRS, PLACES, FRESH, HEAP, MERGES, TOKENS, WORD, AT, LEFT, RIGHT, NEW = range(11)
+
+
+class _Merger:
+    """The arrays that the kernels work on."""
+
+    def __init__(self, words: WordTable, counts: np.ndarray, byte_ids, tokens, vocab_size: int):
+        self.starts = words.starts[: words.size + 1]
+        self.ends = self.starts[1:].copy()
+        self.counts = counts
+        self.symbols = np.array(byte_ids, dtype=np.int32)[words.arena[: self.starts[-1]]]
+        self.state = np.zeros(NEW + 1, dtype=np.int64)
+        self.state[TOKENS], self.state[AT] = len(tokens), NONE
+        self.pairs = np.empty(1 << 12, dtype=PAIR)
+        self.slots = np.full(1 << 13, NONE, dtype=np.int32)
+        self.places = np.empty(1 << 12, dtype=PLACE)
+        self.fresh = np.empty(1 << 12, dtype=np.int32)
+        self.heap = np.empty(1 << 12, dtype=ENTRY)
+        self.entry = np.empty(2, dtype=ENTRY)
+        self.merges = np.empty(3 << 12, dtype=np.int32)
+        # A new token takes at least one symbol away: there are no more tokens than this.
+        most = len(tokens) + min(vocab_size, len(self.symbols))
+        self.token_bytes = np.array(list(b"".join(tokens)), dtype=np.uint8)
+        self.token_starts = np.zeros(most + 2, dtype=np.int64)
+        self.token_starts[1 : len(tokens) + 1] = np.cumsum([len(token) for token in tokens])
+        self.token_slots = np.full(1 << (2 * most).bit_length(), NONE, dtype=np.int32)
+        _know_tokens(self.token_bytes, self.token_starts, self.token_slots, len(tokens))
+        longest = int((self.ends - self.starts[:-1]).max(initial=0))
+        self.margin = 2 * longest + 8  # one word needs at most this much of anything
+
+    def make_room(self) -> None:
+        n = self.state
+        self.places = _longer(self.places, n[PLACES] + self.margin)
+        self.fresh = _longer(self.fresh, n[FRESH] + self.margin)
+        self.heap = _longer(self.heap, n[HEAP] + n[FRESH] + self.margin)
+        self.merges = _longer(self.merges, 3 * n[MERGES] + self.margin)
+        self.token_bytes = _longer(self.token_bytes, self.token_starts[n[TOKENS]] + self.margin)
+        self.pairs = _longer(self.pairs, n[PAIRS] + self.margin)
+        if len(self.slots) < 2 * len(self.pairs):
+            size = 1 << (2 * len(self.pairs) - 1).bit_length()
+            self.slots = np.full(size, NONE, dtype=np.int32)
+            _fill(self.pairs, self.slots, n[PAIRS])
+
+    def table(self) -> tuple[np.ndarray, ...]:
+        words = self.symbols, self.starts, self.ends, self.counts
+        return *words, self.pairs, self.slots, self.places, self.fresh, self.state, self.margin
+
+    def run(self, vocab_size: int, least: int) -> np.ndarray:
+        self.make_room()
+        while not _count(*self.table()):
+            self.make_room()
+        while not _learn(
+            *self.table(),
+            self.heap,
+            self.entry,
+            self.merges,
+            self.token_bytes,
+            self.token_starts,
+            self.token_slots,
+            vocab_size,
+            least,
+        ):
+            self.make_room()
+        return self.merges[: 3 * self.state[MERGES]]
 
 
 def learn_merges(
@@ -49,25 +118,18 @@ def learn_merges(
     vocab_size     stop when this many tokens exist
     min_frequency  stop when the best pair occurs less often (or never)
     """
-    starts = words.starts[: words.size + 1]
-    symbols = np.array(byte_ids, dtype=np.int32)[words.arena[: starts[-1]]]
-    token_starts = np.zeros(len(tokens) + 1, dtype=np.int64)
-    np.cumsum([len(token) for token in tokens], out=token_starts[1:])
-    token_bytes = np.array(list(b"".join(tokens)), dtype=np.uint8)
-    merges = _learn(
-        symbols, starts, counts, token_bytes, token_starts, vocab_size, max(1, min_frequency)
-    )
+    merger = _Merger(words, counts, byte_ids, tokens, vocab_size)
+    merges = merger.run(vocab_size, max(1, min_frequency))
     return list(map(tuple, merges.reshape(-1, 3).tolist()))
 
 
-@helper
-def _room(array, size):
-    """The array, or a longer copy, so that it has at least `size` places."""
-    if array.size >= size:
+def _longer(array: np.ndarray, length: int) -> np.ndarray:
+    """The array, or a copy at least twice as long, so that it has `length` places."""
+    if len(array) >= length:
         return array
-    longer = np.empty(max(size, 2 * array.size), array.dtype)
-    longer[: array.size] = array
-    return longer
+    out = np.empty(max(int(length), 2 * len(array)), dtype=array.dtype)
+    out[: len(array)] = array
+    return out
 
 
 # The pairs: a hash table from the key (left << 32 | right) to the record.
@@ -95,21 +157,14 @@ def _pair(pairs, slots, n, key):
     return pair
 
 
-@helper
-def _room_for_pairs(pairs, slots, n, more):
-    if n[PAIRS] + more <= pairs.size:
-        return pairs, slots
-    pairs = _room(pairs, n[PAIRS] + more)
-    size = slots.size
-    while size < 2 * pairs.size:
-        size *= 2
-    slots = np.full(size, NONE, np.int32)
-    for pair in range(n[PAIRS]):
+@kernel(PAIR_ARRAY, I32, types.int64)
+def _fill(pairs, slots, size):
+    """Put all pairs into an empty hash table."""
+    for pair in range(size):
         slot = _home(pairs[pair].key, slots)
         while slots[slot] != NONE:
             slot = (slot + 1) & (slots.size - 1)
         slots[slot] = pair
-    return pairs, slots
 
 
 @helper
@@ -132,16 +187,9 @@ def _change(pairs, slots, places, fresh, n, left, right, change, word):
 
 
 @helper
-def _count_word(symbols, begin, end, pairs, slots, places, fresh, n, count, word):
-    for k in range(begin, end - 1):
-        _change(pairs, slots, places, fresh, n, symbols[k], symbols[k + 1], count, word)
-
-
-@helper
-def _merge_word(symbols, begin, end, merge, pairs, slots, places, fresh, n, count, word):
-    """Do one merge (left, right, new) in a word; returns the new end. The count of the merged pair
-    itself stays as it is."""
-    left, right, new = merge
+def _merge_word(symbols, begin, end, pairs, slots, places, fresh, n, count, word):
+    """Do the present merge in a word; returns the new end. The merged pair's own count stays."""
+    left, right, new = n[LEFT], n[RIGHT], n[NEW]
     read = write = begin
     while read < end:
         symbol = symbols[read]
@@ -281,79 +329,85 @@ def _joined(data, token_starts, slots, left, right, new):
     return np.int64(slots[slot])
 
 
-@helper
-def _known_tokens(data, token_starts, most):
-    """The table of the tokens that there are, with places for `most`."""
-    size = 1 << 10
-    while size < 2 * most:
-        size *= 2
-    slots = np.full(size, NONE, np.int32)
-    for token in range(token_starts.size - 1):
+@kernel(U8, I64, I32, types.int64)
+def _know_tokens(data, token_starts, slots, size):
+    """Put the first tokens into the empty hash table."""
+    for token in range(size):
         begin, end = token_starts[token], token_starts[token + 1]
         if begin < end:
             slots[_token(data, begin, end, token_starts, slots)] = token
-    return slots
 
 
-@kernel(I32, I64, I64, U8, I64, types.int64, types.int64)
-def _learn(symbols, starts, counts, data, token_starts, vocab_size, least):
-    """int32 merges, three numbers each."""
-    n = np.zeros(4, np.int64)
-    pairs = np.empty(1 << 16, PAIR)
-    slots = np.full(1 << 17, NONE, np.int32)
-    places = np.empty(symbols.size + 1, PLACE)
-    fresh = np.empty(1 << 12, np.int32)
-    heap = np.empty(1 << 12, ENTRY)
-    entry = np.empty(2, ENTRY)
-    ends = starts[1:].copy()
-    merges = np.empty(3 << 12, np.int32)
-    done = 0
-    tokens = token_starts.size - 1
-    most = tokens + min(vocab_size, symbols.size)  # a new token takes at least one symbol away
-    token_slots = _known_tokens(data, token_starts, most)
-    token_starts = _room(token_starts, most + 2)
+TABLE = (I32, I64, I64, I64, PAIR_ARRAY, I32, PLACE_ARRAY, I32, I64, types.int64)
 
-    for word in range(ends.size):
-        begin, end = starts[word], ends[word]
-        pairs, slots = _room_for_pairs(pairs, slots, n, end - begin)
-        fresh = _room(fresh, n[FRESH] + end - begin)
-        _count_word(symbols, begin, end, pairs, slots, places, fresh, n, counts[word], word)
+
+@helper
+def _has_room(pairs, places, fresh, n, margin):
+    return (
+        n[PAIRS] + margin <= pairs.size
+        and n[PLACES] + margin <= places.size
+        and n[FRESH] + margin <= fresh.size
+    )
+
+
+@kernel(*TABLE)
+def _count(symbols, starts, ends, counts, pairs, slots, places, fresh, n, margin):
+    """Count the pairs of all words; False when room is short before the end."""
+    for word in range(n[WORD], ends.size):
+        if not _has_room(pairs, places, fresh, n, margin):
+            n[WORD] = word
+            return False
+        for k in range(starts[word], ends[word] - 1):
+            left, right = symbols[k], symbols[k + 1]
+            _change(pairs, slots, places, fresh, n, left, right, counts[word], word)
+    n[WORD] = ends.size
+    return True
+
+
+@kernel(*TABLE, ENTRY_ARRAY, ENTRY_ARRAY, I32, U8, I64, I32, types.int64, types.int64)
+def _learn(
+    symbols,
+    starts,
+    ends,
+    counts,
+    pairs,
+    slots,
+    places,
+    fresh,
+    n,
+    margin,
+    heap,
+    entry,
+    merges,
+    token_bytes,
+    token_starts,
+    token_slots,
+    vocab_size,
+    least,
+):
+    """Learn merges, three numbers each; False when room is short before the end."""
     while True:
-        heap = _room(heap, n[HEAP] + n[FRESH])
-        _push_fresh(heap, pairs, fresh, n, entry[1])
-        if tokens >= vocab_size or not _pop(heap, pairs, n, least, entry):
-            return merges[: 3 * done].copy()
-        left, right = entry[0].key >> 32, entry[0].key & 0xFFFFFFFF
-        length = token_starts[left + 1] - token_starts[left]
-        length += token_starts[right + 1] - token_starts[right]
-        data = _room(data, token_starts[tokens] + length)
-        new = _joined(data, token_starts, token_slots, left, right, tokens)
-        tokens = max(tokens, new + 1)
-        merges = _room(merges, 3 * done + 3)
-        merges[3 * done], merges[3 * done + 1], merges[3 * done + 2] = left, right, new
-        done += 1
-        place = np.int64(entry[0].places)
-        while place != NONE:
-            word = np.int64(places[place].word)
-            place = np.int64(places[place].next)
-            begin, end = starts[word], ends[word]
-            more = 2 * (end - begin)
-            if n[PAIRS] + more > pairs.size:
-                pairs, slots = _room_for_pairs(pairs, slots, n, more)
-            if n[FRESH] + more > fresh.size:
-                fresh = _room(fresh, n[FRESH] + more)
-            if n[PLACES] + more > places.size:
-                places = _room(places, n[PLACES] + more)
+        while n[AT] != NONE:
+            if not _has_room(pairs, places, fresh, n, margin):
+                return False
+            word = np.int64(places[n[AT]].word)
+            n[AT] = places[n[AT]].next
             ends[word] = _merge_word(
-                symbols,
-                begin,
-                end,
-                (left, right, new),
-                pairs,
-                slots,
-                places,
-                fresh,
-                n,
-                counts[word],
-                word,
+                symbols, starts[word], ends[word], pairs, slots, places, fresh, n, counts[word], word
             )
+        if (
+            n[HEAP] + n[FRESH] > heap.size
+            or 3 * n[MERGES] + 3 > merges.size
+            or token_starts[n[TOKENS]] + margin > token_bytes.size
+        ):
+            return False
+        _push_fresh(heap, pairs, fresh, n, entry[1])
+        if n[TOKENS] >= vocab_size or not _pop(heap, pairs, n, least, entry):
+            return True
+        n[AT] = entry[0].places
+        n[LEFT], n[RIGHT] = entry[0].key >> 32, entry[0].key & 0xFFFFFFFF
+        n[NEW] = _joined(token_bytes, token_starts, token_slots, n[LEFT], n[RIGHT], n[TOKENS])
+        n[TOKENS] = max(n[TOKENS], n[NEW] + 1)
+        for k in range(3):
+            merges[3 * n[MERGES] + k] = n[LEFT + k]
+        n[MERGES] += 1

@@ -16,26 +16,35 @@ def loss_curves(
     smooth: int = 1,
     ax=None,
 ):
-    """Loss while training. runs: name → rows of a history; rows without a number `y` are left out.
+    """Loss while training. runs: name → the rows of a history, as `train` returns them.
 
-    x, y    fields of the rows: "step", "tokens", … and "bits_per_byte", "loss", "valid_loss", ….
+    x, y    fields of the rows: "step", "tokens", … and "bits_per_byte", "loss", …. Rows that have
+            no number there are left out. Where rows hold "valid_" + y as well, that is a second
+            curve of the run, dashed, with a marker at each validation.
     smooth  moving average over so many rows, over the unsmoothed curve drawn faintly.
-    A run of fewer than 40 rows, such as validation, gets a marker at each.
     """
     ax = ax or new_axes(6.5, 3.4)
     for i, (name, rows) in enumerate(runs.items()):
-        points = [(row[x], row[y]) for row in rows if row.get(y) is not None]
-        xs, ys = np.array(points, dtype=float).reshape(-1, 2).T
-        look = dict(color=PALETTE[i % 7], linestyle=DASHES[i % 7])
+        colour = PALETTE[i % 7]
+        xs, ys = _columns(rows, x, y)
         if smooth > 1 and len(ys) > smooth:
-            ax.plot(xs, ys, color=PALETTE[i % 7], alpha=0.25, linewidth=0.8)
+            ax.plot(xs, ys, color=colour, alpha=0.25, linewidth=0.8)
             ys = np.convolve(ys, np.ones(smooth) / smooth, "valid")
             xs = xs[smooth - 1 :]
-        marker = "o" if len(ys) < 40 else None
-        ax.plot(xs, ys, label=name, marker=marker, markersize=4, **look)
+        ax.plot(xs, ys, color=colour, label=name)
+        xs, ys = _columns(rows, x, f"valid_{y}")
+        if len(ys):
+            label = f"{name}, validation"
+            ax.plot(xs, ys, "o--", color=colour, markersize=4, linewidth=1.2, label=label)
     ax.set(xlabel=x, ylabel=y.replace("_", " "))
     ax.legend()
     return ax
+
+
+def _columns(rows: Sequence[Mapping], x: str, y: str) -> np.ndarray:
+    """(2, N): the two fields of the rows that have both."""
+    points = [(row[x], row[y]) for row in rows if row.get(y) is not None]
+    return np.array(points, dtype=float).reshape(-1, 2).T
 
 
 def _layer_colours(n: int) -> list:

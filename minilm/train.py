@@ -12,6 +12,7 @@ the history, checkpoints, and Ctrl-C.
 
 import copy
 import signal
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -66,15 +67,14 @@ def train(
     ValueError when the arguments do not fit together. Ctrl-C ends the run after the step in
     progress: it is saved in `out`, and KeyboardInterrupt follows.
     """
-    started = time.perf_counter() if started is None else started
     out = Path(out) if out is not None else None
     if not resume and out is not None and holds_run(out):
         raise ValueError(
             f"out: {out} holds a run; go on with it (--resume {out}) or take another folder"
         )
+    if not resume:
+        config = fix_steps(model, data, config, tok=tok, valid=valid, started=started)
     run = Run(model, data, config, tok, out)
-    if not resume and config.minutes is not None:
-        run.config = replace(config, steps=steps_that_fit(run, started, valid), minutes=None)
     begin = run.restore() if resume else run.start()
     steps = run.config.steps
     history = History(out, steps, keep_until=begin, progress=progress)
@@ -92,7 +92,8 @@ def train(
                 if _is_due(step, config.log_every, last) or "valid_loss" in row:
                     history.add(row)
                     if callback is not None:
-                        callback(model, row)
+                        with clock.paused():
+                            callback(model, row)
                 if _is_due(step, config.save_every, last) or interrupted:
                     with clock.paused():
                         run.save(step)
@@ -104,31 +105,42 @@ def train(
     return history.rows
 
 
-def steps_that_fit(run: Run, started: float, valid: TokenStream | None) -> int:
-    """How many steps fit into config.minutes since `started`, validation and saving included.
+def fix_steps(
+    model: MiniLM,
+    data: TokenStream | Iterable[Batch],
+    config: TrainConfig,
+    *,
+    tok: Tokenizer | None = None,
+    valid: TokenStream | None = None,
+    started: float | None = None,
+) -> TrainConfig:
+    """`config` with a number of steps in place of minutes; as it is where it has no minutes.
 
-    A copy of the model takes a few steps and looks at a few batches of the validation set; neither
-    counts as training.
+    So many steps that the whole run since `started` (None: now) ends in time, validation and saving
+    included. A copy of the model takes a few steps and looks at a part of the validation set to find
+    out how long they take; neither counts as training. ValueError when no step would fit.
     """
-    config = replace(run.config, minutes=None, steps=CALIBRATION_STEPS, warmup=None)
-    trial = Run(copy.deepcopy(run.model), run.data, config, run.tok, None)
+    if config.minutes is None:
+        return config
+    started = time.perf_counter() if started is None else started
+    brief = replace(config, minutes=None, steps=CALIBRATION_STEPS, warmup=None)
+    trial = Run(copy.deepcopy(model), data, brief, tok, None)
     trial.start()
     seconds = []
     for step in range(1, CALIBRATION_STEPS + 1):
         begin = time.perf_counter()
         trial.step(step)
         seconds.append(time.perf_counter() - begin)
-    per_step = sum(seconds[2:]) / len(seconds[2:])  # the first ones fill caches
+    per_step = statistics.median(seconds)  # the first ones fill caches
     after = 1.0 + _validation_seconds(trial.model, valid)
-    whole = run.config.minutes * 60
-    left = whole * (1 - IN_HAND) - (time.perf_counter() - started) - after
+    left = config.minutes * 60 * (1 - IN_HAND) - (time.perf_counter() - started) - after
     steps = int(left / per_step)
     if steps < 1:
         raise ValueError(
-            f"minutes: {run.config.minutes} are over before the first step (a step takes "
+            f"minutes: {config.minutes} are over before the first step (a step takes "
             f"{per_step:.2f} s, validation {after:.0f} s); give more"
         )
-    return steps
+    return replace(config, steps=steps, minutes=None)
 
 
 def _validation_seconds(model: MiniLM, valid: TokenStream | None) -> float:

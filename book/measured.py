@@ -1,0 +1,105 @@
+"""Results files as Markdown tables. The pages hold no number of their own: every one comes from here.
+
+A row is marked "older source" where the files that it measured have changed since: the hash in the
+row is no longer that of the present files. Which files an operation is measured on, the benchmarks
+say themselves (`SOURCES` in `minilm.bench`).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from minilm import bench
+
+from .project import ROOT
+
+FOLDERS = (ROOT / "book" / "results", ROOT / "cuda_numba" / "results")
+OLDER = "older source"
+
+
+def result_files(folders: tuple[Path, ...] = FOLDERS) -> list[Path]:
+    """All results files, by name."""
+    return sorted((p for f in folders for p in f.glob("*.json")), key=lambda p: (p.name, p))
+
+
+def present_hashes() -> dict[str, str]:
+    """Operation → hash of the files that it is measured on, as they are now."""
+    return {op: bench.source_sha256(*files) for op, files in bench.SOURCES.items()}
+
+
+def older(row: dict, present: Mapping[str, str]) -> bool:
+    """Have the files that this row measured changed since? Only an operation in `present` can say."""
+    return present.get(row["op"], row["source_sha256"]) != row["source_sha256"]
+
+
+def page(paths: list[Path], present: Mapping[str, str]) -> str:
+    """One section for each file; a sentence where there is none."""
+    if not paths:
+        return "No results file is there yet. `minilm bench` writes them to `book/results/`.\n"
+    return "\n".join(section(path, bench.read_results(path), present) for path in paths)
+
+
+def section(path: Path, results: dict, present: Mapping[str, str]) -> str:
+    """A heading, a sentence on where the numbers are from, and a table of the rows."""
+    lines = [f"## {escape(results['command'])}: {escape(results['device'])}", "", origin(results)]
+    lines += [f"File: `{path.name}`.", ""]
+    return "\n".join([*lines, table([cells(row, present) for row in results["rows"]])]) + "\n"
+
+
+def origin(results: dict) -> str:
+    """When, with what and from which state of the code."""
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    commit = f"commit `{results['commit'][:10]}`" if results["commit"] else "no commit known"
+    changed = " with changes that it does not have" if results["dirty"] else ""
+    driver = f" Driver {escape(results['driver'])}." if results["driver"] else ""
+    return (
+        f"Measured on {results['date'][:10]} by `minilm bench {results['command']}`; "
+        f"{commit}{changed}.{driver} {escape(versions)}."
+    )
+
+
+def cells(row: dict, present: Mapping[str, str]) -> dict[str, str]:
+    """What a table says about one row, by column."""
+    what = escape(f"{row['op']}, {row['pass']}" if row["pass"] else row["op"])
+    goal = "" if row["goal"] is None else f"{number(row['goal'])} {escape(row['unit'])}"
+    return {
+        "what": what + (f" *({OLDER})*" if older(row, present) else ""),
+        "shape": escape(", ".join(f"{name} {number(v)}" for name, v in row["shape"].items())),
+        "dtype": escape(row["dtype"]),
+        "value": f"**{number(row['value'])}** {escape(row['unit'])}",
+        "beside": "<br>".join(beside(row, name) for name in row["peers"]),
+        "of roof": "" if row["of_roof"] is None else f"{100 * row['of_roof']:.0f} %",
+        "error": "" if row["error"] is None else f"{row['error']:.1e}",
+        "goal": goal,
+        "met": {None: "", True: "✓ yes", False: "✗ no"}[row["met"]],
+    }
+
+
+def beside(row: dict, peer: str) -> str:
+    """A peer's value, and how many times better ours is, whichever way the unit points."""
+    theirs, ours = row["peers"][peer]["value"], row["value"]
+    top, bottom = (theirs, ours) if row["unit"] in bench.SMALLER_IS_BETTER else (ours, theirs)
+    ratio = f", ours {top / bottom:.2f}×" if bottom else ""
+    return f"{escape(peer)}: {number(theirs)}{ratio}"
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    """A Markdown table of rows with the same keys; columns that are empty throughout are left out."""
+    columns = [name for name in rows[0] if any(row[name] for row in rows)] if rows else []
+    lines = [columns, ["---"] * len(columns), *([row[name] for name in columns] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def number(value: object) -> str:
+    """Four significant digits, thousands apart: 21800.4 → 21,800; 1.2862 → 1.286; text stays."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+def escape(text: str) -> str:
+    """Text that Markdown, inside a table too, shows as it is."""
+    for character in "\\`*_{}[]<>|$#":
+        text = text.replace(character, f"\\{character}")
+    return text
