@@ -85,7 +85,7 @@ TORCH = "torch==2.13.0"  # exact: a range would take the newest CUDA build on Li
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 LEVELS = {"lab": "lab,ptx", "dev": "dev"}  # the extras for a reader, and for `test`
 # GB to download, GB on the disk, minutes: measured on Linux x86-64 with two cores.
-SIZE_CPU, SIZE_CUDA = (0.6, 2.1, 2), (3.6, 8.0, 6)
+SIZE_CPU, SIZE_CUDA = (0.6, 2.1, 2), (3.1, 5.8, 4)
 
 
 class CourseError(Exception):
@@ -123,16 +123,19 @@ def wanted_stamp(level):
     return {
         "python": f"{sys.implementation.cache_tag}-{platform.machine()}",
         "folder": str(ROOT),
+        "torch": TORCH,
         "pyproject": hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest(),
         "level": level,
     }
 
 
 def read_stamp():
+    """What `.venv` is stamped with; None where there is no stamp, or none of today's form."""
     try:
-        return json.loads((VENV / "minilm-stamp.json").read_text(encoding="utf-8"))
+        stamp = json.loads((VENV / "minilm-stamp.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    return stamp if isinstance(stamp, dict) and set(stamp) == set(wanted_stamp("lab")) else None
 
 
 def starts(interpreter):
@@ -172,30 +175,45 @@ def setup(level):
         return
     plan = torch_plan(platform.system(), has_nvidia_driver(), os.environ)
     if reason:
-        cuda = platform.system() == "Linux" and len(plan) == 1
-        print(
-            "Making .venv ({}): about {} GB to download, {} GB on the disk, {} minutes on a fast "
-            "line.".format(reason, *(SIZE_CUDA if cuda else SIZE_CPU))
-        )
         remove_venv()
+        cuda = platform.system() == "Linux" and len(plan) == 1
+        announce(reason, *(SIZE_CUDA if cuda else SIZE_CPU))
         base = getattr(sys, "_base_executable", None) or sys.executable
         step("an empty .venv", [base, "-m", "venv", VENV], venv_hint())
     else:
         print("Bringing .venv up to date.")
-    pip = [python(), "-m", "pip", "install", "--no-input"]
-    for arguments in plan:
-        try:
-            source = arguments[1] if arguments[1:] else "PyPI"
-            step(f"PyTorch from {source}", pip + arguments)
-            break
-        except CourseError:
-            if arguments is plan[-1]:
-                raise
-            print("  (no answer, or not there: PyPI has it too, as a larger download)")
-    step("the course and what it needs", pip + ["-e", f".[{LEVELS[new['level']]}]"])
+    if reason or old["torch"] != TORCH:  # else the reader's own choice of a build stays
+        install_torch(plan)
+    pip_install("the course and what it needs", ["-e", f".[{LEVELS[new['level']]}]"])
     # Matplotlib lists the fonts once, and says so on stderr, where no notebook may write.
     step("a first start", [python(), "-c", "import minilm, matplotlib.font_manager"])
     (VENV / "minilm-stamp.json").write_text(json.dumps(new, indent=1), encoding="utf-8")
+
+
+def announce(reason, download, disk, minutes):
+    """Say what set-up will cost before it costs anything; stop if it cannot end well."""
+    print(
+        f"Making .venv ({reason}): about {download} GB to download, {disk} GB on the disk, "
+        f"{minutes} minutes on a fast line."
+    )
+    free = shutil.disk_usage(str(ROOT)).free / 1e9
+    if free < disk:
+        raise CourseError(f"only {free:.1f} GB are free where {ROOT} is: make room, or move it")
+
+
+def install_torch(plan):
+    for arguments in plan:
+        source = arguments[1] if arguments[1:] else "PyPI"
+        try:
+            return pip_install(f"PyTorch from {source}", arguments)
+        except CourseError:
+            if arguments is plan[-1]:
+                raise
+            print(f"  (no answer, or not there: PyPI has it too, {SIZE_CUDA[0]} GB in all)")
+
+
+def pip_install(title, arguments):
+    step(title, [python(), "-m", "pip", "install", "--no-input"] + arguments)
 
 
 def remove_venv():
@@ -217,7 +235,8 @@ def venv_hint():
 
 def start(command, **options):
     """Popen in the project's folder, text in UTF-8 on every system, nothing held back."""
-    env = dict(os.environ, PYTHONUTF8="1", PYTHONUNBUFFERED="1", PIP_DISABLE_PIP_VERSION_CHECK="1")
+    env = dict(os.environ, PYTHONUTF8="1", PYTHONUNBUFFERED="1")
+    env.update(PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_USER="0")  # a reader's own may say --user
     env.update(options.pop("env", {}))
     command = [str(part) for part in command]
     text = {"encoding": "utf-8", "errors": "replace"}

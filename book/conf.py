@@ -27,6 +27,7 @@ nb_execution_mode = "off"
 nb_ipywidgets_js = {}  # scripts from a server; every slider is followed by a figure
 nb_merge_streams = True
 
+autodoc_inherit_docstrings = False  # torch.nn.Module's are about something else
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
@@ -46,7 +47,8 @@ html_theme_options = {
     "use_issues_button": True,
     "use_source_button": True,
     "home_page_in_toc": True,
-    "show_toc_level": 2,
+    "navbar_persistent": [],  # the side bar has the search already
+    "show_toc_level": 1,
     "launch_buttons": {
         "colab_url": "https://colab.research.google.com",
         "binderhub_url": "https://mybinder.org",

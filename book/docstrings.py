@@ -1,13 +1,13 @@
 """Docstrings, which are plain text, as reStructuredText that shows them as they are.
 
 The package's docstrings follow no markup: a star is a star. What has a layout of its own (indented
-examples, columns of names and what they are) stays as it is typed; the rest becomes paragraphs in
-which names in `backticks` are set as code.
+examples) stays as it is typed, columns of names and what they are become a list of definitions, and
+the rest becomes paragraphs; names in `backticks` are set as code.
 """
 
 import re
 
-COLUMNS = re.compile(r"^\S+( \S+)* {2,}\S")
+COLUMNS = re.compile(r"^(\S+(?: \S+)*) {2,}(\S.*)")
 ITEM = re.compile(r"^- ")
 CODE = re.compile(r"(``.+?``|`[^`]+`)")
 
@@ -30,6 +30,8 @@ def blocks(docstring: str) -> list[list[str]]:
 
 
 def block_to_rst(lines: list[str]) -> str:
+    if COLUMNS.match(lines[0]):
+        return "\n".join(definitions(lines))
     if _indented(lines) or any(COLUMNS.match(line) for line in lines):
         return "::\n\n" + "\n".join(f"    {line}" if line else "" for line in lines)
     out: list[str] = []
@@ -38,6 +40,17 @@ def block_to_rst(lines: list[str]) -> str:
             out.append("")  # a list that follows a sentence directly
         out.append(inline(line.strip() if not ITEM.match(lines[0]) else line))
     return "\n".join(out)
+
+
+def definitions(lines: list[str]) -> list[str]:
+    """Lines of "name  what it is", each with its continuation lines, as a list of definitions."""
+    out = []
+    for line in lines:
+        if found := COLUMNS.match(line):
+            out += [f"``{found[1]}``", f"    {inline(found[2])}"]
+        else:
+            out.append(f"    {inline(line.strip())}")
+    return out
 
 
 def inline(line: str) -> str:

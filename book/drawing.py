@@ -95,7 +95,8 @@ def draw(
                 f'font-weight="bold">{escape(line)}</text>'
             )
     for (above, below), drawn in sorted(arrows.items()):
-        parts.append(arrow(centres[above], centres[below], f"{key}-{above}", f"{key}-{below}", drawn))
+        ends = f"{key}-{above}", f"{key}-{below}"
+        parts.append(arrow(centres[above], centres[below], *ends, drawn))
     for name in names:
         parts.append(box(name, centres[name], f"{key}-{name}", summary(name)))
     return "\n".join([*parts, "</svg>"])
@@ -107,13 +108,13 @@ def style(key: str, names: list[str]) -> str:
     shown.append(f"#{key}:has(.box:hover) .arrow {{opacity: .08}}")
     for name in names:
         here = f"#{key}:has(#{key}-{name}:hover)"
-        shown.append(f"{here} .from-{key}-{name} {{opacity: 1; color: var(--map-imports, #0072B2)}}")
-        shown.append(f"{here} .to-{key}-{name} {{opacity: 1; color: var(--map-users, #D55E00)}}")
+        for end, colour in (("from", "--map-imports, #0072B2"), ("to", "--map-users, #D55E00")):
+            shown.append(f"{here} .{end}-{key}-{name} {{opacity: 1; color: var({colour})}}")
     return "\n".join(shown)
 
 
 def arrow(start: tuple, end: tuple, from_id: str, to_id: str, drawn: bool) -> str:
-    """A curve from the top of the importer's box to the bottom of the imported one's, with a head."""
+    """A curve with a head, from the importer's box up to that of the imported module."""
     (x1, y1), (x2, y2) = start, end
     y1, y2 = y1 - BOX_HEIGHT / 2, y2 + BOX_HEIGHT / 2 + 6
     bend = max(14.0, 0.4 * (y1 - y2))

@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 class Generated(SphinxDirective):
-    """`{generated} NAME ARGUMENTS`: Markdown made by `parts.generate`, as if it stood in the page."""
+    """`{generated} NAME ARGUMENTS`: Markdown from `parts.generate`, as if it stood here."""
 
     required_arguments = 1
     final_argument_whitespace = True

@@ -85,13 +85,19 @@ def outside(source: str) -> set[str]:
 
 
 def outside_of_folder(folder: Path) -> set[str]:
-    """`outside` of every .py file and every notebook's code under `folder`."""
+    """`outside` of every .py file and every notebook's code under `folder`.
+
+    Raises ValueError, naming the file, for one that is not Python.
+    """
     found = set()
-    for path in folder.rglob("*.py"):
-        found |= outside(path.read_text(encoding="utf-8"))
-    for path in folder.rglob("*.ipynb"):
-        if ".ipynb_checkpoints" not in path.parts:
-            found |= outside(code_of(json.loads(path.read_text(encoding="utf-8"))))
+    for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.ipynb")]):
+        if ".ipynb_checkpoints" in path.parts:
+            continue
+        text = path.read_text(encoding="utf-8")
+        try:
+            found |= outside(text if path.suffix == ".py" else code_of(json.loads(text)))
+        except SyntaxError as error:
+            raise ValueError(f"{path}: is not Python ({error})") from None
     return found
 
 

@@ -1,10 +1,12 @@
-"""Results files as Markdown tables. The pages hold no number of their own: every one comes from here.
+"""Results files as Markdown tables. The pages hold no numbers of their own: they come from here.
 
 A row is marked "older source" where the files that it measured have changed since: the hash in the
 row is no longer that of the present files. Which files an operation is measured on, the benchmarks
-say themselves (`SOURCES` in `minilm.bench`).
+say themselves: `SOURCES` in `bench_model.py` and its like.
 """
 
+import importlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,11 +25,14 @@ def result_files(folders: tuple[Path, ...] = FOLDERS) -> list[Path]:
 
 def present_hashes() -> dict[str, str]:
     """Operation → hash of the files that it is measured on, as they are now."""
-    return {op: bench.source_sha256(*files) for op, files in bench.SOURCES.items()}
+    names = sorted(path.stem for path in bench.PACKAGE.glob("bench_*.py"))
+    modules = [importlib.import_module(f"minilm.{name}") for name in names]
+    tables = [getattr(module, "SOURCES", {}) for module in modules]
+    return {op: bench.source_sha256(*files) for table in tables for op, files in table.items()}
 
 
 def older(row: dict, present: Mapping[str, str]) -> bool:
-    """Have the files that this row measured changed since? Only an operation in `present` can say."""
+    """Have the files that this row measured changed since? Known for operations in `present`."""
     return present.get(row["op"], row["source_sha256"]) != row["source_sha256"]
 
 
@@ -83,7 +88,7 @@ def beside(row: dict, peer: str) -> str:
 
 
 def table(rows: list[dict[str, str]]) -> str:
-    """A Markdown table of rows with the same keys; columns that are empty throughout are left out."""
+    """A Markdown table of rows with the same keys; columns that are empty are left out."""
     columns = [name for name in rows[0] if any(row[name] for row in rows)] if rows else []
     lines = [columns, ["---"] * len(columns), *([row[name] for name in columns] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -96,6 +101,13 @@ def number(value: object) -> str:
     if isinstance(value, int) or abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.4g}"
+
+
+def prose(text: str) -> str:
+    """A line of a docstring: `code` as code, everything else as it is."""
+    parts = re.split(r"(`[^`|]+`)", text)
+    parts[::2] = [escape(part) for part in parts[::2]]
+    return "".join(parts)
 
 
 def escape(text: str) -> str:

@@ -1,18 +1,21 @@
-"""Everything that pages take from the code: each function returns Markdown, by name for `{generated}`.
+"""What pages take from the code: functions that return Markdown, by name for `{generated}`.
 
-    ```{generated} results
-    ```
+```{generated} results
+```
 """
 
-import html
+import importlib
 import inspect
+import os
 import types
 from collections.abc import Callable
 from pathlib import Path
 
-from . import course_map, drawing, graph, measured, sweep
+import course
+
+from . import choices, course_map, drawing, graph, measured
 from .docstrings import to_rst
-from .project import ROOT, dependencies, source_link
+from .project import ROOT, dependencies, raw_link, repository, source_link
 
 STAGES = {  # title → what the stage is about; everything else is found from the imports
     "Text becomes ids": ("bpe", "tokenizer"),
@@ -50,6 +53,61 @@ def toc() -> str:
 
 def routes() -> str:
     return course_map.routes(course_map.notebooks())
+
+
+def start() -> str:
+    """The commands of the first minute, with the repository's address from pyproject.toml."""
+    url = repository()
+    folder = url.rsplit("/", 1)[-1]
+    return f"""```bash
+git clone {url}
+cd {folder}
+python3 course.py lab        # on Windows: py course.py lab
+```
+
+In Colab nothing needs to be set up; run this in a first cell:
+
+```text
+%pip install -q git+{url}
+```
+"""
+
+
+# ---- for teachers ---------------------------------------------------------------------------
+
+
+def nbval_options() -> str:
+    """The options with which `course.py validate` calls nbval, paths as seen from the root."""
+    options = (str(part) for part in course.nbval_command(False, []))
+    return " ".join(o.replace(f"{ROOT}{os.sep}", "") for o in options if o.startswith("--nbval"))
+
+
+def nbval() -> str:
+    return f"```bash\npytest {nbval_options()} notebooks\n```\n"
+
+
+def workflow() -> str:
+    """A GitHub workflow of one job that checks the notebooks of a repository."""
+    env = "\n".join(f'      {name}: "{value}"' for name, value in course.STEADY.items())
+    return f"""```yaml
+name: notebooks
+on: [push, pull_request]
+jobs:
+  notebooks:
+    runs-on: ubuntu-latest
+    env:
+{env}
+    steps:
+      - uses: actions/checkout@v4
+      - uses: actions/setup-python@v5
+        with:
+          python-version: "3.12"
+      - run: pip install {course.TORCH} --index-url {course.CPU_INDEX}
+      - run: pip install "minilm[lab] @ git+{repository()}" pytest nbval
+      - run: curl -sSfO {raw_link("nbval.cfg")}
+      - run: pytest {nbval_options()} notebooks
+```
+"""
 
 
 # ---- architecture ---------------------------------------------------------------------------
@@ -133,7 +191,7 @@ def module_row(package: str, module: graph.Module) -> dict[str, str]:
     link = source_link(f"{package}/{module.path}")
     return {
         "module": f"[`{module.path}`]({link})",
-        "says of itself": measured.escape(module.summary),
+        "says of itself": measured.prose(module.summary),
         "lines": str(module.lines),
         "imports": ", ".join(f"`{name}`" for name in sorted(module.imports)),
     }
@@ -156,12 +214,8 @@ def results() -> str:
     return measured.page(measured.result_files(), measured.present_hashes())
 
 
-def sweep_summary(op: str) -> str:
-    return sweep.summary(op)
-
-
-def sweep_tables(op: str, *settings: str) -> str:
-    return sweep.tables(op, list(settings))
+def tiny_choices() -> str:
+    return choices.report(choices.read())
 
 
 # ---- exercises ------------------------------------------------------------------------------
@@ -188,8 +242,8 @@ def exercise_list() -> str:
                 "",
                 rst(to_rst(entry.statement)),
             ]
-            choices = getattr(entry, "choices", None) or {}
-            lines += [f"- `{key}`: {measured.escape(text)}" for key, text in choices.items()]
+            answers = getattr(entry, "choices", None) or {}
+            lines += [f"- `{key}`: {measured.prose(text)}" for key, text in answers.items()]
             lines.append("")
     return "\n".join(lines)
 
@@ -201,74 +255,69 @@ def rst(text: str) -> str:
 # ---- api ------------------------------------------------------------------------------------
 
 
+PUBLIC_MODULES = ("ops", "plots", "exercises")  # used as `from minilm import plots`
+
+
 def api() -> str:
     """Every public name of the package, by module in reading order, documented by autodoc."""
-    import minilm
-
     modules = graph.read_package(ROOT / "minilm")
     order = [name for names in order_of("minilm", modules).values() for name in names]
-    homes = {f"minilm.{name}": [] for name in order}
-    for name in public_names(minilm):
-        item = getattr(minilm, name)
-        if isinstance(item, types.ModuleType):
-            homes[item.__name__] += module_members(item, homes)
-        elif home_of(item) in homes:
-            homes[home_of(item)].append(("minilm", name))
+    members: dict[str, list[str]] = {name: [] for name in order}
+    package = importlib.import_module("minilm")
+    for name in package.__all__:
+        item = getattr(package, name)
+        if documented(item):
+            members[home_of(item)].append(directive("minilm", name, item))
+    for name in PUBLIC_MODULES:
+        members[name] = module_members(importlib.import_module(f"minilm.{name}"))
     lines = []
-    for home, members in homes.items():
-        if members:
-            summary = modules[home.split(".")[1]].summary
-            lines += [f"## {home}", "", measured.escape(summary), ""]
-            lines += [rst(directive(*member)) for member in members]
+    for name in order:
+        if members[name]:
+            title = f"minilm.{name}" if name in PUBLIC_MODULES else name
+            lines += [f"## {title}", "", measured.prose(modules[name].summary), "", *members[name]]
     return "\n".join(lines)
 
 
-def public_names(package: types.ModuleType) -> list[str]:
-    """What `from package import …` is meant for."""
-    return list(getattr(package, "__all__", None) or (n for n in vars(package) if n[0] != "_"))
+def documented(item: object) -> bool:
+    """Functions and classes have a docstring of their own; numbers and tables have none."""
+    return inspect.isfunction(item) or inspect.isclass(item)
 
 
 def home_of(item: object) -> str:
     """The module of the package, or the folder in it, that a function or class is defined in."""
-    return ".".join(str(getattr(item, "__module__", "")).split(".")[:2])
+    return item.__module__.split(".")[1]
 
 
-def module_members(module: types.ModuleType, homes: dict) -> list[tuple[str, str]]:
-    """The functions and classes of a module that is public as a whole, such as `plots`."""
-    return [
-        (module.__name__, name)
-        for name in public_names(module)
-        if inspect.isfunction(item := getattr(module, name)) or inspect.isclass(item)
-        if home_of(item).startswith("minilm")
-        if hasattr(module, "__all__") or home_of(item) == module.__name__
+def module_members(module: types.ModuleType) -> list[str]:
+    """The functions and classes of a module that is public as a whole."""
+    names = getattr(module, "__all__", None) or [
+        name
+        for name, item in vars(module).items()
+        if documented(item) and name[0] != "_" and item.__module__ == module.__name__
     ]
+    items = {name: getattr(module, name) for name in names}
+    return [directive(module.__name__, n, item) for n, item in items.items() if documented(item)]
 
 
-def directive(module: str, name: str) -> str:
+def directive(module: str, name: str, item: object) -> str:
     """autodoc's directive for one name; `::` says where the module's name ends."""
-    __import__(module)
-    import sys
-
-    item = getattr(sys.modules[module], name)
     if inspect.isclass(item):
-        return f".. autoclass:: {module}::{name}\n   :members:\n"
-    return f".. autofunction:: {module}::{name}\n"
-
-
-def folded(title: str, text: str) -> str:
-    return f"<details><summary>{html.escape(title)}</summary>\n\n{text}\n\n</details>\n"
+        return rst(f".. autoclass:: {module}::{name}\n   :members:\n")
+    return rst(f".. autofunction:: {module}::{name}\n")
 
 
 GENERATED: dict[str, Callable[..., str]] = {
     "toc": toc,
     "routes": routes,
+    "start": start,
+    "nbval": nbval,
+    "workflow": workflow,
     "map": map_of,
     "map-project": map_of_project,
     "modules": modules_of,
     "tree": tree,
     "results": results,
-    "sweep-summary": sweep_summary,
-    "sweep": sweep_tables,
+    "choices": tiny_choices,
     "exercises": exercise_list,
     "api": api,
 }

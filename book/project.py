@@ -25,6 +25,11 @@ def source_link(path: str, root: Path = ROOT) -> str:
     return f"{repository(root)}/blob/main/{path}"
 
 
+def raw_link(path: str, root: Path = ROOT) -> str:
+    """Where the file itself is, without a page around it."""
+    return f"{repository(root)}/raw/main/{path}"
+
+
 def dependencies(root: Path = ROOT) -> set[str]:
     """The import names of what the package needs at run time (numba-cuda → numba_cuda)."""
     names = (

@@ -31,13 +31,15 @@ class RotaryEmbedding(nn.Module):
         super().__init__()
         if head_dim % 2:
             raise ValueError(f"head_dim: rotary positions need an even number, got {head_dim}")
-        frequency = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+        pairs = torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu")
+        frequency = theta ** (-pairs / head_dim)
         self.frequency = scale_frequencies(frequency, scaling)  # (D/2), radians per position
         self._make_tables(length, torch.device("cpu"))
 
     def _make_tables(self, length: int, device: torch.device) -> None:
         # Plain attributes, not buffers: a model cast to bf16 must keep its angles in float32.
-        angle = torch.arange(length, dtype=torch.float64)[:, None] * self.frequency
+        position = torch.arange(length, dtype=torch.float64, device="cpu")
+        angle = position[:, None] * self.frequency
         self.cos = angle.cos().float().to(device)  # (T, D/2)
         self.sin = angle.sin().float().to(device)
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from .checkpoint import holds_run, load_training_state, save_checkpoint
+from .card import write_card
+from .checkpoint import holds_run, load, load_training_state, save_checkpoint
 from .commands import DEVICES, add_data, corpus_of
 from .data import TokenStream
 from .evaluate import evaluate
@@ -150,14 +151,22 @@ def _run(model, tok, data, config, out, args, source, *, resume=False) -> int:
     except KeyboardInterrupt:
         print(f"\nstopped and saved; go on with: minilm train --resume {out}")
         raise
-    bits = history[-1].get("valid_bits_per_byte") if history else None
-    if bits is None:
-        bits = evaluate(model, data["heldout"]).bits_per_byte
-    if args.ship:
-        save_checkpoint(args.ship, model, tok, dtype=torch.bfloat16)
     print(f"checkpoint: {out}")
-    print(f"validation: {bits:.2f} bits per byte")
+    if args.ship:
+        ship(args.ship, model, tok, config, data["heldout"], history[-1]["tokens"], source)
+    print(f"validation: {history[-1]['valid_bits_per_byte']:.2f} bits per byte")
     return 0
+
+
+def ship(folder, model, tok, config, heldout, tokens: int, source: dict) -> None:
+    """Write a model for use: bf16 weights, tokenizer, and a card that measures just these weights."""
+    save_checkpoint(folder, model, tok, dtype=torch.bfloat16)
+    stored, _ = load(folder)
+    data = None if source["data"] is None else "Files under: " + ", ".join(source["data"])
+    result = evaluate(stored, heldout)
+    name = Path(folder).name
+    write_card(folder, name, stored, tok, config, result, tokens=tokens, data=data)
+    print(f"shipped: {folder}, {result.bits_per_byte:.3f} bits per byte as bfloat16")
 
 
 def train_config(args: argparse.Namespace) -> TrainConfig:

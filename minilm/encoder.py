@@ -1,11 +1,11 @@
-"""The encoder, compiled: pieces to ids, each different piece once.
+"""The encoder, compiled: ids of texts by the ranks of merges.
 
-    bytes ──splitter──▶ pieces ──words──▶ numbers ──▶ ids[starts[number] : starts[number + 1]]
+The same ids as `plain.PlainEncoder`. For one run of pieces after the other:
 
-A piece that has been seen has its ids by its number. The ids of a new one are found by merging: of
-all neighbours the pair of lowest rank, the leftmost first, until none is left. For a long piece
-that search would take a time that grows with the square of its length; those few go to
-`plain.PlainEncoder`, which keeps a heap. Both give the same ids.
+    cut the text (splitter) → number the pieces (words) → merge the new words → copy the ids of each
+
+Merging goes by rank, the lowest first, the leftmost of equals first. A short word looks through all
+its pairs for each merge; a long one keeps them in a heap, O(n log n).
 """
 
 from collections.abc import Sequence
@@ -16,160 +16,258 @@ from numba import types
 from . import splitter
 from .compiled import I32, I64, U8, helper, kernel
 from .patterns import Pattern
-from .plain import SHORT, PlainEncoder
 from .words import WordTable, join
 
-MOST_WORDS = 1 << 19  # words remembered, then all are forgotten: the memory stays below 100 MB
-MOST_BYTES = 1 << 25
-NONE = np.int64(-1)
-NEVER = np.int64(1 << 62)
+MAX_WORDS = 1 << 19  # the words remembered: beyond this number, or these bytes, all are forgotten
+MAX_BYTES = 1 << 26
+SHORT = 64
+NONE = 1 << 62  # the value of a pair that has no merge; others are rank << 32 | new id
+LOW = 0xFFFFFFFF
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-class CompiledEncoder:
-    """Ids of many texts at a time. `plain` is the encoder of the same merges that it must equal."""
+class Encoder:
+    """Encodes texts with one set of merges. Not for two threads at the same time.
 
-    def __init__(self, plain: PlainEncoder, pattern: Pattern):
-        self.plain, self.pattern = plain, pattern
-        self.byte_ids = np.array(plain.byte_ids, dtype=np.int32)
-        size = 1 << 10
-        while size < 2 * len(plain.ranks):
-            size *= 2
-        self.pairs = np.full(2 * size, NONE, dtype=np.int64)
-        items = [(a << 32 | b, rank << 32 | c) for (a, b), (rank, c) in plain.ranks.items()]
-        _fill(np.array(items, dtype=np.int64).reshape(-1), self.pairs)
-        self._forget()
+    pattern   where text is cut
+    byte_ids  the id of each of the 256 bytes
+    merges    (left id, right id, id of the result), by rank
+    whole     pieces that are one token whatever the merges say
+    """
+
+    def __init__(
+        self,
+        pattern: Pattern,
+        byte_ids: Sequence[int],
+        merges: Sequence[tuple[int, int, int]],
+        whole: dict[bytes, int],
+    ):
+        self.pattern = pattern
+        self.byte_ids = np.array(byte_ids, dtype=np.int32)
+        self.whole = whole
+        table = np.array(merges, dtype=np.int64).reshape(-1, 3)
+        self.ranks = np.full(4 << len(table).bit_length(), -1, dtype=np.int64)
+        _know_merges(table.ravel(), self.ranks)
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin with an empty table of words."""
+        self.words = WordTable()
+        self.ids = np.zeros(1 << 16, dtype=np.int32)  # those of word k: ids[starts[k]:starts[k + 1]]
+        self.starts = np.zeros(1 << 14, dtype=np.int64)
+        self.encoded = len(self.whole)
+        if self.whole:
+            buffer, bounds = join(list(self.whole))
+            self.words.numbers(buffer, 0, bounds[1:])
+            self.ids = np.array(list(self.whole.values()), dtype=np.int32)
+            self.starts = np.arange(len(self.whole) + 1, dtype=np.int64)
 
     def encode(self, texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """(ids int32 of all texts, number of ids of each text int64)."""
+        """`(ids, offsets)`: int32 ids of all texts; those of text k lie between two offsets (int64)."""
         buffer, bounds = join(texts)
-        before = np.zeros(len(bounds), dtype=np.int64)  # ids before each bound
-        runs, total, reached = [], 0, 1
+        out = np.empty(bounds[-1], dtype=np.int32)
+        offsets = np.zeros(len(bounds), dtype=np.int64)
+        text = size = 0
         for start, ends in splitter.cut(self.pattern, buffer, bounds):
-            if self.words.size > MOST_WORDS or self.words.starts[self.words.size] > MOST_BYTES:
-                self._forget()
+            if self.words.size > MAX_WORDS or len(self.words.arena) > MAX_BYTES:
+                self.forget()
             numbers = self.words.numbers(buffer, start, ends)
-            self._encode_new_words()
-            lengths = self.starts[numbers + 1] - self.starts[numbers]
-            upto = np.cumsum(lengths)  # ids up to each piece's end
-            run = np.empty(upto[-1], dtype=np.int32)
-            _copy(numbers, self.ids, self.starts, run)
-            runs.append(run)
-            # every bound of a text is the end of a piece
-            last = reached + int(np.searchsorted(bounds[reached:], ends[-1], side="right"))
-            inside = bounds[reached:last]
-            piece = np.searchsorted(ends, inside, side="right") - 1
-            before[reached:last] = total + np.where(piece >= 0, upto[piece], 0)
-            total, reached = total + int(upto[-1]), last
-        before[reached:] = total
-        ids = np.concatenate(runs) if runs else np.zeros(0, dtype=np.int32)
-        return ids, np.diff(before)
-
-    def _forget(self) -> None:
-        self.words = WordTable()
-        self.known = 0  # words whose ids are there
-        self.ids = np.empty(1 << 16, dtype=np.int32)
-        self.starts = np.zeros(1 << 14, dtype=np.int64)
-
-    def _encode_new_words(self) -> None:
-        words = self.words
-        if words.size + 1 > len(self.starts):
-            self.starts = _longer(self.starts, 2 * words.size + 1)
-        new_bytes = int(words.starts[words.size] - words.starts[self.known])
-        need = int(self.starts[self.known]) + new_bytes  # a word has at most as many ids as bytes
-        if need > len(self.ids):
-            self.ids = _longer(self.ids, 2 * need)
-        while self.known < words.size:
-            self.known = _encode_words(
-                words.arena,
-                words.starts,
-                self.known,
-                words.size,
-                self.byte_ids,
-                self.pairs,
-                self.ids,
-                self.starts,
+            if self.words.size > self.encoded:
+                self._encode_new()
+            size, text = _emit(
+                numbers, start, ends, self.ids, self.starts, out, size, bounds, text, offsets
             )
-            if self.known < words.size:  # it stopped at a long one
-                begin, end = words.starts[self.known : self.known + 2]
-                ids = self.plain.encode_piece(words.arena[begin:end].tobytes())
-                place = self.starts[self.known]
-                self.ids[place : place + len(ids)] = ids
-                self.known += 1
-                self.starts[self.known] = place + len(ids)
+        offsets[text + 1 :] = size
+        return out[:size].copy(), offsets
+
+    def _encode_new(self) -> None:
+        words = self.words
+        starts = words.starts[self.encoded : words.size + 1]
+        longest, total = int(np.diff(starts).max()), int(starts[-1] - starts[0])
+        self.ids = _longer(self.ids, int(self.starts[self.encoded]) + total)
+        self.starts = _longer(self.starts, words.size + 1)
+        symbols, before, after = np.empty((3, longest + 1), dtype=np.int32)
+        values, heap = np.empty(longest, dtype=np.int64), np.empty(3 * longest, dtype=np.int64)
+        _encode(
+            words.arena,
+            words.starts,
+            self.encoded,
+            words.size,
+            self.byte_ids,
+            self.ranks,
+            symbols,
+            values,
+            before,
+            after,
+            heap,
+            self.ids,
+            self.starts,
+        )
+        self.encoded = words.size
 
 
 def _longer(array: np.ndarray, length: int) -> np.ndarray:
-    out = np.zeros(length, dtype=array.dtype)
+    if len(array) >= length:
+        return array
+    out = np.zeros(max(length, 2 * len(array)), dtype=array.dtype)
     out[: len(array)] = array
     return out
 
 
 @helper
-def _home(key, pairs):
-    h = np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)
-    return np.int64(h >> np.uint64(24)) & (pairs.size // 2 - 1)
-
-
-@helper
-def _rank(pairs, left, right):
-    """rank << 32 | id of the result, or NEVER."""
-    key = np.int64(left) << 32 | np.int64(right)
-    slot = _home(key, pairs)
-    while pairs[2 * slot] != NONE:
-        if pairs[2 * slot] == key:
-            return pairs[2 * slot + 1]
-        slot = (slot + 1) & (pairs.size // 2 - 1)
-    return NEVER
+def _slot(key, ranks):
+    h = np.uint64(key) * GOLDEN
+    mask = ranks.size // 2 - 1
+    slot = np.int64(h ^ (h >> np.uint64(32))) & mask
+    while ranks[2 * slot] != key and ranks[2 * slot] != -1:
+        slot = (slot + 1) & mask
+    return slot
 
 
 @kernel(I64, I64)
-def _fill(items, pairs):
-    for k in range(0, items.size, 2):
-        slot = _home(items[k], pairs)
-        while pairs[2 * slot] != NONE:
-            slot = (slot + 1) & (pairs.size // 2 - 1)
-        pairs[2 * slot] = items[k]
-        pairs[2 * slot + 1] = items[k + 1]
+def _know_merges(merges, ranks):
+    """Put merges into the empty hash table: key left << 32 | right, value rank << 32 | new id."""
+    for rank in range(merges.size // 3):
+        key = merges[3 * rank] << 32 | merges[3 * rank + 1]
+        slot = _slot(key, ranks)
+        ranks[2 * slot] = key
+        ranks[2 * slot + 1] = np.int64(rank) << 32 | merges[3 * rank + 2]
 
 
-@kernel(U8, I64, types.int64, types.int64, I32, I64, I32, I64)
-def _encode_words(arena, word_starts, first, last, byte_ids, pairs, ids, starts):
-    """Encode words first … last − 1; returns the first word that was not, because it is long."""
-    ranks = np.empty(4 * SHORT, np.int64)
+@helper
+def _value(ranks, left, right):
+    slot = _slot(np.int64(left) << 32 | np.int64(right), ranks)
+    return np.int64(NONE) if ranks[2 * slot] == -1 else ranks[2 * slot + 1]
+
+
+@helper
+def _merge_short(symbols, values, n, ranks):
+    """Merge symbols[:n] in place; returns how many are left. values[k] is that of pair k, k + 1."""
+    for k in range(n - 1):
+        values[k] = _value(ranks, symbols[k], symbols[k + 1])
+    while n > 1:
+        best = 0
+        for k in range(1, n - 1):
+            if values[k] < values[best]:
+                best = k
+        if values[best] == NONE:
+            break
+        symbols[best] = values[best] & LOW
+        n -= 1
+        for k in range(best + 1, n):
+            symbols[k] = symbols[k + 1]
+            values[k - 1] = values[k]
+        if best > 0:
+            values[best - 1] = _value(ranks, symbols[best - 1], symbols[best])
+        if best < n - 1:
+            values[best] = _value(ranks, symbols[best], symbols[best + 1])
+    return n
+
+
+@helper
+def _push(heap, size, item):
+    while size > 0 and heap[(size - 1) >> 1] > item:
+        heap[size] = heap[(size - 1) >> 1]
+        size = (size - 1) >> 1
+    heap[size] = item
+
+
+@helper
+def _drop(heap, size):
+    """Take the first item away; `size` is what is left."""
+    item = heap[size]
+    k = 0
+    while 2 * k + 1 < size:
+        child = 2 * k + 1
+        if child + 1 < size and heap[child + 1] < heap[child]:
+            child += 1
+        if heap[child] >= item:
+            break
+        heap[k] = heap[child]
+        k = child
+    heap[k] = item
+
+
+@helper
+def _merge_long(symbols, values, before, after, heap, n, ranks):
+    """The same with a heap of rank << 32 | place over a linked list of symbols."""
+    size = 0
+    for k in range(n):
+        before[k], after[k] = k - 1, k + 1
+        values[k] = _value(ranks, symbols[k], symbols[k + 1]) if k + 1 < n else NONE
+        if values[k] != NONE:
+            _push(heap, size, (values[k] >> 32) << 32 | k)
+            size += 1
+    while size > 0:
+        rank, k = heap[0] >> 32, heap[0] & LOW
+        size -= 1
+        _drop(heap, size)
+        if values[k] >> 32 != rank:
+            continue  # one of the two has been merged meanwhile
+        gone = after[k]
+        symbols[k], symbols[gone] = values[k] & LOW, -1
+        values[gone] = NONE
+        after[k] = after[gone]
+        if after[k] < n:
+            before[after[k]] = k
+        for place in (np.int64(before[k]), k):
+            if place >= 0:
+                follower = after[place]
+                values[place] = (
+                    _value(ranks, symbols[place], symbols[follower]) if follower < n else NONE
+                )
+                if values[place] != NONE:
+                    _push(heap, size, (values[place] >> 32) << 32 | place)
+                    size += 1
+    left = 0
+    for k in range(n):
+        if symbols[k] >= 0:
+            symbols[left] = symbols[k]
+            left += 1
+    return left
+
+
+@kernel(U8, I64, types.int64, types.int64, I32, I64, I32, I64, I32, I32, I64, I32, I64)
+def _encode(
+    arena,
+    word_starts,
+    first,
+    last,
+    byte_ids,
+    ranks,
+    symbols,
+    values,
+    before,
+    after,
+    heap,
+    ids,
+    starts,
+):
+    """The ids of words first to last - 1, behind those that are there."""
     for word in range(first, last):
         begin = word_starts[word]
         n = word_starts[word + 1] - begin
-        if n > 4 * SHORT:
-            return word
-        out = starts[word]
         for k in range(n):
-            ids[out + k] = byte_ids[arena[begin + k]]
-        for k in range(n - 1):
-            ranks[k] = _rank(pairs, ids[out + k], ids[out + k + 1])
-        while n > 1:
-            best = 0
-            for k in range(1, n - 1):
-                if ranks[k] < ranks[best]:
-                    best = k
-            if ranks[best] == NEVER:
-                break
-            ids[out + best] = np.int32(ranks[best] & 0xFFFFFFFF)
-            n -= 1
-            for k in range(best + 1, n):
-                ids[out + k] = ids[out + k + 1]
-                ranks[k - 1] = ranks[k]
-            if best > 0:
-                ranks[best - 1] = _rank(pairs, ids[out + best - 1], ids[out + best])
-            if best < n - 1:
-                ranks[best] = _rank(pairs, ids[out + best], ids[out + best + 1])
-        starts[word + 1] = out + n
-    return last
+            symbols[k] = byte_ids[arena[begin + k]]
+        if n <= SHORT:
+            n = _merge_short(symbols, values, n, ranks)
+        else:
+            n = _merge_long(symbols, values, before, after, heap, n, ranks)
+        for k in range(n):
+            ids[starts[word] + k] = symbols[k]
+        starts[word + 1] = starts[word] + n
 
 
-@kernel(I32, I32, I64, I32)
-def _copy(numbers, ids, starts, out):
-    n = 0
-    for number in numbers:
-        for k in range(starts[number], starts[number + 1]):
-            out[n] = ids[k]
-            n += 1
+@kernel(I32, types.int64, I64, I32, I64, I32, types.int64, I64, types.int64, I64)
+def _emit(numbers, start, ends, ids, starts, out, size, bounds, text, offsets):
+    """Copy the ids of one run of pieces to `out`; returns the size of `out`, and the text it is in."""
+    for k in range(numbers.size):
+        while bounds[text + 1] <= start:
+            text += 1
+            offsets[text] = size
+        word = numbers[k]
+        for q in range(starts[word], starts[word + 1]):
+            out[size] = ids[q]
+            size += 1
+        start = ends[k]
+    return size, text

@@ -137,7 +137,8 @@ def _longer(array: np.ndarray, length: int) -> np.ndarray:
 
 @helper
 def _home(key, slots):
-    return np.int64((np.uint64(key) * GOLDEN) >> np.uint64(24)) & (slots.size - 1)
+    h = np.uint64(key) * GOLDEN
+    return np.int64(h ^ (h >> np.uint64(32))) & (slots.size - 1)
 
 
 @helper
@@ -168,12 +169,16 @@ def _fill(pairs, slots, size):
 
 
 @helper
-def _change(pairs, slots, places, fresh, n, left, right, change, word):
-    """Count a pair up or down; one that goes up gets the word into its list of places."""
-    pair = _pair(pairs, slots, n, np.int64(left) << 32 | np.int64(right))
-    pairs[pair].count += change
-    if change < 0:
-        return
+def _take(pairs, slots, n, left, right, count):
+    """A pair occurs less often."""
+    pairs[_pair(pairs, slots, n, left << 32 | right)].count -= count
+
+
+@helper
+def _add(pairs, slots, places, fresh, n, left, right, count, word):
+    """A pair occurs more often, in this word, which goes into its list of places."""
+    pair = _pair(pairs, slots, n, left << 32 | right)
+    pairs[pair].count += count
     head = pairs[pair].places
     if head == NONE:
         fresh[n[FRESH]] = pair
@@ -199,14 +204,14 @@ def _merge_word(symbols, begin, end, pairs, slots, places, fresh, n, count, word
             write += 1
             continue
         if write > begin:
-            before = symbols[write - 1]
-            _change(pairs, slots, places, fresh, n, before, left, -count, word)
-            _change(pairs, slots, places, fresh, n, before, new, count, word)
+            before = np.int64(symbols[write - 1])
+            _take(pairs, slots, n, before, left, count)
+            _add(pairs, slots, places, fresh, n, before, new, count, word)
         read += 2
         if read < end:
-            after = symbols[read]
-            _change(pairs, slots, places, fresh, n, right, after, -count, word)
-            _change(pairs, slots, places, fresh, n, new, after, count, word)
+            after = np.int64(symbols[read])
+            _take(pairs, slots, n, right, after, count)
+            _add(pairs, slots, places, fresh, n, new, after, count, word)
         symbols[write] = new
         write += 1
     return write
@@ -358,8 +363,8 @@ def _count(symbols, starts, ends, counts, pairs, slots, places, fresh, n, margin
             n[WORD] = word
             return False
         for k in range(starts[word], ends[word] - 1):
-            left, right = symbols[k], symbols[k + 1]
-            _change(pairs, slots, places, fresh, n, left, right, counts[word], word)
+            left, right = np.int64(symbols[k]), np.int64(symbols[k + 1])
+            _add(pairs, slots, places, fresh, n, left, right, counts[word], word)
     n[WORD] = ends.size
     return True
 

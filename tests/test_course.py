@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -202,9 +203,10 @@ def test_after_a_change_of_interpreter_or_folder_it_is_made_anew(machine, change
     assert machine() == FRESH
 
 
-def test_a_damaged_stamp_counts_as_none(machine):
+@pytest.mark.parametrize("text", ["{", "[]", '{"python": "cpython-311-x86_64"}'])
+def test_a_damaged_stamp_counts_as_none(machine, text):
     machine()
-    (machine.folder / ".venv" / "minilm-stamp.json").write_text("{", encoding="utf-8")
+    (machine.folder / ".venv" / "minilm-stamp.json").write_text(text, encoding="utf-8")
     assert machine() == FRESH
 
 
@@ -217,13 +219,27 @@ def test_when_its_python_no_longer_starts_it_is_made_anew(machine):
 def test_after_a_change_of_pyproject_it_is_added_to(machine):
     machine("dev")
     (machine.folder / "pyproject.toml").write_text("[project] # more", encoding="utf-8")
-    assert machine("lab") == ["torch==2.13.0", ".[dev]", FRESH[-1]]
+    assert machine("lab") == [".[dev]", FRESH[-1]]
     assert machine("dev") == []
+
+
+def test_after_a_change_of_the_torch_pin_torch_is_installed_again(machine, monkeypatch):
+    machine()
+    monkeypatch.setattr(course, "TORCH", "torch==2.14.0")
+    assert machine() == ["torch==2.14.0", ".[lab,ptx]", FRESH[-1]]
+
+
+def test_without_room_nothing_is_installed(machine, monkeypatch):
+    usage = shutil.disk_usage(machine.folder)._replace(free=10**9)
+    monkeypatch.setattr(course.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(course.CourseError, match=r"only 1\.0 GB are free"):
+        machine()
+    assert machine.ran == [] and not (machine.folder / ".venv").exists()
 
 
 def test_dev_is_added_to_lab_and_not_taken_away(machine):
     machine("lab")
-    assert machine("dev") == ["torch==2.13.0", ".[dev]", FRESH[-1]]
+    assert machine("dev") == [".[dev]", FRESH[-1]]
     assert machine("lab") == machine("dev") == []
 
 

@@ -119,7 +119,13 @@ def test_macos_says_why_the_gpu_is_not_used():
 
 @pytest.mark.parametrize(
     ("text", "pair"),
-    [("13.0.88", (13, 0)), ("2.13.0+cpu", (2, 13)), ("2.5rc1", (2, 5)), ("13", (13, 0)), ("12.4", (12, 4))],
+    [
+        ("13.0.88", (13, 0)),
+        ("2.13.0+cpu", (2, 13)),
+        ("2.5rc1", (2, 5)),
+        ("13", (13, 0)),
+        ("12.4", (12, 4)),
+    ],
 )
 def test_version_tuple(text, pair):
     assert version_tuple(text) == pair
