@@ -120,11 +120,15 @@ def torch_plan(system, has_driver, env):
 
 def wanted_stamp(level):
     """What a finished .venv is stamped with; any difference means that there is work to do."""
+    import tomllib  # Python 3.11's
+
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    needs = json.dumps([settings["build-system"], settings["project"]], sort_keys=True)
     return {
         "python": f"{sys.implementation.cache_tag}-{platform.machine()}",
         "folder": str(ROOT),
         "torch": TORCH,
-        "pyproject": hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest(),
+        "project": hashlib.sha256(needs.encode()).hexdigest(),
         "level": level,
     }
 
@@ -165,7 +169,7 @@ def setup(level):
     """Make `.venv` fit for `level`, "lab" or "dev"; a finished one is left as it is.
 
     Half-made (without its stamp), of another Python or in a moved folder, it is made anew; with
-    another pyproject.toml, or for the higher level, it is added to.
+    other needs in pyproject.toml, or for the higher level, it is added to.
     """
     old, new = read_stamp(), wanted_stamp(level)
     reason = why_anew(old, new)
@@ -514,7 +518,7 @@ def doctor():
     if reason:
         print(f".venv: has to be made anew: {reason}. `course.py lab` or `setup` does that.")
         return 0
-    stale = stamp["pyproject"] != wanted_stamp("lab")["pyproject"]
+    stale = stamp["project"] != wanted_stamp("lab")["project"]
     print(f".venv: for `{stamp['level']}`" + (", older than pyproject.toml" if stale else ""))
     return start([python(), "-m", "minilm", "doctor"]).wait()
 

@@ -70,16 +70,23 @@ def toc(found: list[Notebook]) -> str:
 
 
 def routes(found: list[Notebook]) -> str:
-    """Each route with the notebooks of it that exist, as links."""
-    lines = []
+    """Each route with its notebooks that exist, as links; the same list is not shown twice."""
+    lines, shown = [], []
     for title, (whom, numbers) in ROUTES.items():
-        links = [link(n) for n in found if n.number in numbers]
+        links = [link(n) + duration(n) for n in found if n.number in numbers]
         lines += [f"**{title}**: {whom}.", ""]
+        if links and links in shown:
+            lines += ["So far these are the same notebooks.", ""]
+            continue
         lines += [f"1. {text}" for text in links] or ["None of its notebooks is written yet."]
         lines.append("")
+        shown.append(links)
     return "\n".join(lines)
 
 
 def link(notebook: Notebook) -> str:
-    minutes = f", about {notebook.minutes} minutes" if notebook.minutes else ""
-    return f"[{notebook.title}](/notebooks/{notebook.name}.ipynb){minutes}"
+    return f"[{notebook.title}](/notebooks/{notebook.name}.ipynb)"
+
+
+def duration(notebook: Notebook) -> str:
+    return f", about {notebook.minutes} minutes" if notebook.minutes else ""

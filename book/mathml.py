@@ -28,6 +28,9 @@ THIN_SPACE = '<mspace width="0.17em"></mspace>'
 
 def to_mathml(latex: str, block: bool) -> str:
     """A formula as a <math> element; ValueError says what in it is not understood."""
+    bare = re.sub(r"\\.", "", latex)
+    if bare.count("{") != bare.count("}"):  # docutils closes what is open without a word
+        raise ValueError(f"formula {latex!r} is not understood: {{ and }} do not match")
     text = latex
     for pattern, plain in SPELLED:
         text = re.sub(pattern, plain, text)

@@ -1,16 +1,17 @@
 """Results files as Markdown tables. The pages hold no numbers of their own: they come from here.
 
 A row is marked "older source" where the files that it measured have changed since: the hash in the
-row is no longer that of the present files. Which files an operation is measured on, the benchmarks
-say themselves: `SOURCES` in `bench_model.py` and its like.
+row is no longer that of the present files. Which files an operation, or a pass of it, is measured
+on, the benchmarks say themselves: `SOURCES` in `bench_model.py` and its like.
 """
 
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from minilm import bench
+from minilm.commands import BENCHMARKS
 
 from .project import ROOT
 
@@ -23,24 +24,32 @@ def result_files(folders: tuple[Path, ...] = FOLDERS) -> list[Path]:
     return sorted((p for f in folders for p in f.glob("*.json")), key=lambda p: (p.name, p))
 
 
-def present_hashes() -> dict[str, str]:
-    """Operation → hash of the files that it is measured on, as they are now."""
-    names = sorted(path.stem for path in bench.PACKAGE.glob("bench_*.py"))
-    modules = [importlib.import_module(f"minilm.{name}") for name in names]
-    tables = [getattr(module, "SOURCES", {}) for module in modules]
-    return {op: bench.source_sha256(*files) for table in tables for op, files in table.items()}
+def present_hashes(command: str) -> dict[str, str]:
+    """Operation or pass → hash, as they are now, of the files that `minilm bench COMMAND` measures.
+
+    {} for a command that this version does not have.
+    """
+    module, _ = BENCHMARKS.get(command, ("bench", None))
+    sources = getattr(importlib.import_module(f"minilm.{module}"), "SOURCES", {})
+    return {name: bench.source_sha256(*files) for name, files in sources.items()}
+
+
+def present_hash(row: dict, present: Mapping[str, str]) -> str | None:
+    """The hash of what this row measured, as it is now; None where its benchmark does not say."""
+    return present.get(row["op"], present.get(row["pass"]))
 
 
 def older(row: dict, present: Mapping[str, str]) -> bool:
-    """Have the files that this row measured changed since? Known for operations in `present`."""
-    return present.get(row["op"], row["source_sha256"]) != row["source_sha256"]
+    """Have the files that this row measured changed since?"""
+    return present_hash(row, present) not in (None, row["source_sha256"])
 
 
-def page(paths: list[Path], present: Mapping[str, str]) -> str:
+def page(paths: list[Path], present: Callable[[str], Mapping[str, str]] = present_hashes) -> str:
     """One section for each file; a sentence where there is none."""
     if not paths:
         return "No results file is there yet. `minilm bench` writes them to `book/results/`.\n"
-    return "\n".join(section(path, bench.read_results(path), present) for path in paths)
+    found = [(path, bench.read_results(path)) for path in paths]
+    return "\n".join(section(path, r, present(r["command"])) for path, r in found)
 
 
 def section(path: Path, results: dict, present: Mapping[str, str]) -> str:

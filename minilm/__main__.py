@@ -1,7 +1,8 @@
 """The command line: `minilm …`, or `python -m minilm …`.
 
-Exit codes: 0 done; 1 `doctor` found something to mend; 2 bad input or a bad environment, with one line on
-standard error; 130 Ctrl-C. With MINILM_TRACEBACK=1 in the environment errors show where they come from.
+Exit codes: 0 done; 1 `doctor` found something to mend; 2 bad input or a bad environment, with one
+line on standard error; 130 Ctrl-C. With MINILM_TRACEBACK=1 in the environment an error shows where
+it comes from.
 """
 
 import argparse
@@ -9,9 +10,13 @@ import os
 import sys
 from typing import NoReturn
 
+import torch
+
 from . import command_train, commands
 
-EXPECTED = (ValueError, OSError, ImportError)  # what a user can cause; anything else is a bug
+# What a user can cause; anything else is a bug and keeps its traceback.
+EXPECTED = (ValueError, OSError, ImportError, FloatingPointError, MemoryError)
+EXPECTED += (torch.OutOfMemoryError,)
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,8 +49,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         args = build_parser().parse_args(argv)
         return args.run(args)
-    except KeyboardInterrupt:
-        print("\nminilm: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:  # `train` says in it how to go on
+        print(f"\nminilm: {str(stop) or 'interrupted'}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader, such as `head`, has gone: nothing to say, nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

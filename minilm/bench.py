@@ -1,15 +1,15 @@
-"""Measurements are files: what a benchmark found, on which device, with which versions, against which goal.
+"""Measurements are files: what was measured, on which device, with which versions and which goal.
 
-`minilm bench NAME` writes one JSON file per command and device. README, book and notebooks read these
-files and hold no copies of their numbers:
+`minilm bench NAME` writes one JSON file per command and device. README, book and notebooks read
+these files and hold no copies of their numbers:
 
     {"command", "device", "driver", "versions", "date", "commit", "dirty", "rows": [ROW, …]}
     ROW = {"op", "pass", "shape", "dtype", "value", "unit", "seconds", "of_roof", "peers",
            "error", "goal", "met", "source_sha256"}
 
-`row` makes a row, `write_results` and `read_results` check every key of the file. Whether a goal is met is
-computed from value and goal each time, never stored on trust. The benchmarks themselves are in
-`bench_model`, `bench_command` and `bench_tokenizer`.
+`row` makes a row, `write_results` and `read_results` check every key of the file. Whether a goal is
+met is computed from value and goal each time, never stored on trust. The benchmarks themselves are
+in `bench_model`, `bench_command`, `bench_tokenizer` and `bench_choices`.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ FILE_KEYS = {
 ROW_KEYS = {
     "op": str,
     "pass": str,
-    "shape": dict,  # names as in the code (B, T, C, …) → numbers
+    "shape": dict,  # names as in the code (B, T, C, …) → numbers; choices → their names
     "dtype": str,
     "value": NUMBER,
     "unit": str,
@@ -85,7 +85,11 @@ def row(
     error: float | None = None,
     goal: float | None = None,
 ) -> dict:
-    """One row of a results file. `sources`: the files measured, as paths or as names in this package."""
+    """One row of a results file.
+
+    sources: the files that are measured, as paths or as names in this package. shape: what else the
+    value depends on: sizes by the names that they have in the code, threads, choices.
+    """
     return {
         "op": op,
         "pass": pass_,
@@ -118,8 +122,8 @@ def source_sha256(*sources: str | Path) -> str:
 def interleaved(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Median seconds of one call of each contender, measured in turn in one process.
 
-    The turns change direction from round to round, so that a machine that slows down, or a neighbour
-    that comes and goes, meets all of them alike. A first round is not counted.
+    The turns change direction from round to round, so that a machine that slows down, or a
+    neighbour that comes and goes, meets all of them alike. A first round is not counted.
     """
     if rounds < 1:
         raise ValueError(f"rounds: must be at least 1, got {rounds}")
@@ -214,7 +218,7 @@ def write_results(path: str | Path, command: str, rows: list[dict], device: str 
 
 
 def read_results(path: str | Path) -> dict:
-    """A results file, checked. ValueError says what is wrong with it, FileNotFoundError that it is missing."""
+    """A results file, checked: ValueError says what is wrong with it."""
     try:
         results = json.loads(Path(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -227,7 +231,7 @@ def read_results(path: str | Path) -> dict:
 
 
 def check_results(results: dict) -> None:
-    """Raise a ValueError that names the first key that is missing, unknown, of another type or untrue."""
+    """Raise ValueError naming the first key that is missing, unknown, of a wrong type or untrue."""
     _check_keys(results, FILE_KEYS, "results")
     for i, r in enumerate(results["rows"]):
         name = f"rows[{i}]"

@@ -27,6 +27,7 @@ from .trainconfig import TrainConfig
 
 STEPS = 1900  # times 16 rows of 128 tokens: about what two CPU cores do in five minutes
 SEEDS = (0, 1, 2)
+SOURCES = {"tiny_choice": ("attention.py", "layers.py", "model.py", "optim.py", "run.py")}
 TRAINING = {"lr": 5e-3, "min_lr": 2.5e-4, "weight_decay": 0.2, "batch_size": 16}
 # label → (changes of the model, changes of the training); batch_size · context_length stays 2,048
 CHOICES: dict[str, tuple[dict, dict]] = {
@@ -44,12 +45,28 @@ CHOICES: dict[str, tuple[dict, dict]] = {
     "6 layers": ({"n_layers": 6}, {}),
     "context 64": ({"context_length": 64}, {"batch_size": 32}),
     "context 256": ({"context_length": 256}, {"batch_size": 8}),
-    "learning rate 2.5e-3": ({}, {"lr": 2.5e-3}),
-    "learning rate 1e-2": ({}, {"lr": 1e-2}),
     "warm-up 20 steps": ({}, {"warmup": 20}),
     "no weight decay": ({}, {"weight_decay": 0.0}),
-    "Lion": ({}, {"optimizer": "lion", "lr": 1e-3, "min_lr": 5e-5, "weight_decay": 1.0}),
     "bfloat16 products": ({}, {"dtype": "bfloat16"}),
+}
+# learning rates; weight decay is scaled so that lr · weight_decay is the same for all
+RATES = {
+    "adamw": (1.25e-3, 2.5e-3, 5e-3, 1e-2, 2e-2),
+    "lion": (2.5e-4, 5e-4, 1e-3, 2e-3),
+    "sgd": (0.1, 0.3, 1.0),
+}
+CHOICES |= {
+    f"rate {optimizer} {lr:g}": (
+        {},
+        {
+            "optimizer": optimizer,
+            "lr": lr,
+            "min_lr": lr / 20,
+            "weight_decay": 0.001 / lr if optimizer != "sgd" else 0.0,
+        },
+    )
+    for optimizer, rates in RATES.items()
+    for lr in rates
 }
 
 
@@ -76,20 +93,22 @@ def choice_rows(
         jobs = [pool.submit(trial, choices[label], *rest) for label, *rest in trials]
         for (label, *_), job in zip(trials, jobs, strict=True):
             found[label].append(job.result())
-    return [choice_row(label, results, steps) for label, results in found.items()]
+    return [choice_row(label, choices[label], found[label], steps) for label in choices]
 
 
-def choice_row(label: str, results: list[dict], steps: int) -> dict:
+def choice_row(label: str, choice: tuple[dict, dict], results: list[dict], steps: int) -> dict:
     bits = [result["bits_per_byte"] for result in results]
     return row(
         "tiny_choice",
         label,
         statistics.median(bits),
         "bits/byte",
-        shape={"steps": steps, "parameters": results[0]["parameters"]}
+        shape={"steps": steps, "parameters": results[0]["parameters"], "optimizer": "adamw"}
+        | TRAINING
+        | choice[1]
         | {f"seed {seed}": round(value, 4) for seed, value in enumerate(bits)},
         seconds=statistics.median(result["seconds"] for result in results),
-        sources=["attention.py", "layers.py", "model.py", "optim.py", "run.py"],
+        sources=SOURCES["tiny_choice"],
     )
 
 

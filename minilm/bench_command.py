@@ -1,7 +1,8 @@
 """What somebody waits for: commands, run in fresh processes and timed from outside.
 
-`import` is the start of every program that uses the package. `tiny` is the five-minute run of the course,
-`minilm train --preset tiny`, with all that counts: tokenizer, tokenising, training and validation.
+`import` is the start of every program that uses the package. `tiny` is the five-minute run of the
+course, `minilm train --preset tiny`, with all that counts: tokenizer, tokenising, training and
+validation.
 """
 
 import re
@@ -48,7 +49,7 @@ def import_rows(peers: dict[str, Path] | None = None, *, rounds: int = 7) -> lis
 def tiny_rows(peers: dict[str, Path] | None = None, *, options: tuple[str, ...] = ()) -> list[dict]:
     """Two rows of one run of `minilm train --preset tiny`: bits per byte, and seconds of wall time.
 
-    options: further flags of `train`, which make it another run than the one that the goals are for.
+    options: further flags of `train`, which make it another run than the goals are for.
     """
     _no_peers("tiny", peers)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,16 +1,14 @@
 """Speed of the model: tokens per second of training, beside nanoGPT's model, and of generation.
 
 nanoGPT cannot be a dependency (it is no package), so its `model.py` is given by path:
-`minilm bench train --peer nanogpt=PATH`. Both models then have the same sizes and do the same whole step:
-forward, loss, backward, clipping, optimizer (each its own), in turns in one process.
+`minilm bench train --peer nanogpt=PATH`. Both models then have the same sizes and do the same whole
+step: forward, loss, backward, clipping, optimizer (each its own), in turns in one process.
 """
 
 import contextlib
 import hashlib
 import importlib.util
 import io
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,7 +80,7 @@ def _train_row(size: dict, peers: dict[str, Path], rounds: int, threads: int) ->
 
 
 def our_step(size: dict, ids: torch.Tensor) -> Callable[[], float]:
-    """One training step of a GPT-2-style MiniLM on ids (B, T + 1), as a function without arguments."""
+    """One training step of a GPT-2-style MiniLM on ids (B, T + 1), as a function of nothing."""
     config = ModelConfig(
         vocab_size=size["V"],
         context_length=size["T"],

@@ -1,8 +1,8 @@
 """Byte-pair encoding, the algorithm as a lesson.
 
-Text is bytes, 256 of them are the first tokens, so nothing is ever "unknown". Training looks for the
-pair of neighbouring tokens that occurs most often, glues it together into a new token, and goes on
-until the vocabulary is full:
+Text is bytes, and the 256 bytes are the first tokens, so nothing is ever "unknown". Training looks
+for the pair of neighbouring tokens that occurs most often, glues it together into a new token, and
+goes on until the vocabulary is full:
 
     b"low lower lowest"     l o w  ␣ l o w e r  ␣ l o w e s t
     merge (l, o)            lo w  ␣ lo w e r  ␣ lo w e s t
@@ -25,7 +25,7 @@ from collections.abc import Iterable
 
 Pair = tuple[int, int]
 
-# Bytes that Latin-1 can print come first, the rest behind them: GPT-2's order, which everybody keeps.
+# Bytes that Latin-1 can print come first, the rest behind them: the order that GPT-2 chose.
 # The id of a byte is its place in this list. Ids matter to training: they settle ties.
 PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 BYTE_ORDER = PRINTABLE + [byte for byte in range(256) if byte not in PRINTABLE]
@@ -112,6 +112,6 @@ def vocabulary(merges: list[Pair]) -> list[bytes]:
 
 
 def decode_bpe(ids: Iterable[int], merges: list[Pair]) -> bytes:
-    """The bytes behind `ids`; `decode_bpe(encode_bpe(pieces, merges), merges)` is the text again."""
+    """The bytes behind `ids`: of `encode_bpe(pieces, merges)`, all pieces joined."""
     tokens = vocabulary(merges)
     return b"".join(tokens[token] for token in ids)

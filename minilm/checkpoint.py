@@ -7,7 +7,9 @@
 
 Nothing is pickled, so loading runs no code. Every file is written beside its place, flushed to the
 disk, and moved there in one step. All that a run needs to go on is in *one* file: whenever the
-process is killed, that file is either the old one or the new one, and never half of each.
+process is killed, that file is either the old one or the new one, and never half of each. (Killed
+between two moves, model.safetensors may be newer than config.json: then `load` too takes the
+weights from that file.)
 """
 
 import hashlib
@@ -102,12 +104,15 @@ def load(
     path = folder / WEIGHTS
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint: {folder} has no {WEIGHTS}")
-    if digest is not None and hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+    if digest is None or hashlib.sha256(path.read_bytes()).hexdigest() == digest:
+        model = build(config, _read_tensors(path)[0], path)
+    elif holds_run(folder):
+        model, _, _ = load_training_state(folder)
+    else:
         raise ValueError(
             f"checkpoint: {path} is damaged or of another model, its SHA-256 is not {CONFIG}'s"
         )
-    tensors, _ = _read_tensors(path)
-    model = build(config, tensors, path).to(device=device, dtype=dtype).eval()
+    model = model.to(device=device, dtype=dtype).eval()
     tokenizer = folder / TOKENIZER
     return model, Tokenizer.load(tokenizer) if tokenizer.is_file() else None
 
@@ -147,7 +152,9 @@ def build(config: ModelConfig, tensors: dict[str, Tensor], path: Path) -> MiniLM
                 f"checkpoint: {path} does not fit its config: {name} must be "
                 f"{wanted.get(name, 'absent')}, is {found.get(name, 'absent')}"
             )
-    model.load_state_dict({name: t.float() for name, t in tensors.items()})
+    if any(t.dtype == torch.float64 for t in tensors.values()):
+        model.double()  # every other type fits into float32
+    model.load_state_dict(tensors)
     return model
 
 

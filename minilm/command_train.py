@@ -8,6 +8,7 @@ Everything that the command does after it starts counts towards `--minutes`.
 
 import argparse
 import json
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,16 +18,18 @@ import torch
 from .card import write_card
 from .checkpoint import holds_run, load, load_training_state, save_checkpoint
 from .commands import DEVICES, add_data, corpus_of
+from .corpus import Corpus
 from .data import TokenStream
 from .evaluate import evaluate
-from .model import PRESETS, MiniLM
+from .history import FILE as HISTORY
+from .model import PRESETS, MiniLM, ModelConfig
 from .ops import check_backend
 from .run import pick_device
 from .tokenizer import Tokenizer
 from .train import fix_steps, train
-from .trainconfig import DTYPES, TrainConfig
+from .trainconfig import BETAS, DTYPES, FREE, TrainConfig
 
-# How each preset is trained unless flags say otherwise. book/decisions.md says where tiny's came from.
+# How each preset is trained unless flags say otherwise; book/decisions.md says why.
 TRAIN_PRESETS = {
     "tiny": TrainConfig(minutes=5, batch_size=16, lr=5e-3, min_lr=2.5e-4, weight_decay=0.2),
     "small": TrainConfig(minutes=60, batch_size=16, lr=2e-3, min_lr=1e-4),
@@ -34,145 +37,183 @@ TRAIN_PRESETS = {
         steps=10_000, batch_size=480, accumulation=40, lr=6e-4, min_lr=6e-5, dtype="bfloat16"
     ),
 }
-OVERRIDES = ("batch_size", "accumulation", "optimizer", "lr", "min_lr", "warmup", "weight_decay")
-OVERRIDES += ("clip", "dtype", "seed", "threads", "eval_every", "save_every")
+SIZES = ("vocab_size", "context_length", "d_model", "n_layers", "n_heads")  # flags of the model
+CHOICES = ("batch_size", "accumulation", "optimizer", "lr", "min_lr", "warmup", "weight_decay")
+CHOICES += ("clip", "dtype", "seed", "threads", "eval_every", "save_every")  # of the training
+# What a run that goes on has settled long ago: everything that would make it another run.
+SETTLED = ("preset", "data", "steps", "minutes", "out", "tokenizer", *SIZES)
+SETTLED += tuple(name for name in CHOICES if name not in FREE)
+SOURCE = "source.json"  # where the text came from: what --resume needs beside the checkpoint
 
 
 def add_train(commands) -> None:
     parser = commands.add_parser("train", help="train a model on text files")
     add = parser.add_argument
-    add("--preset", choices=tuple(PRESETS), default="tiny", help="sizes (default: tiny)")
+    add("--preset", choices=tuple(PRESETS), help="sizes and choices to start from (default: tiny)")
     add_data(parser)
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, metavar="N", help="optimizer steps")
     length.add_argument(
-        "--minutes", type=float, metavar="M", help="as many steps as fit, all work included"
+        "--minutes",
+        type=float,
+        metavar="M",
+        help="as many steps as fit, all work included (default: 5 for tiny, 60 for small)",
     )
     add("--out", metavar="DIR", help="the run's folder (default: runs/PRESET)")
     add("--resume", metavar="DIR", help="go on with the run in this folder, as it was begun")
     add("--ship", metavar="DIR", help="also write the model as bf16, for use only, here")
     add("--tokenizer", metavar="FILE", help="a tokenizer.json (default: learn one from the data)")
-    add("--vocab-size", type=int, metavar="V", help="tokens (default: the preset's)")
-    add("--context-length", type=int, metavar="T", help="tokens per row (default: the preset's)")
+    add_sizes(parser)
+    add_choices(parser)
+    parser.set_defaults(run=run_train)
+
+
+def add_sizes(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("sizes of the model (default: the preset's)").add_argument
+    add("--vocab-size", type=int, metavar="V", help="tokens, at most; fewer if the text is short")
+    add("--context-length", type=int, metavar="T", help="tokens that the model can see")
+    add("--d-model", type=int, metavar="C", help="width of the residual stream")
+    add("--n-layers", type=int, metavar="N", help="blocks")
+    add("--n-heads", type=int, metavar="H", help="attention heads per block")
+
+
+def add_choices(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("training (default: the preset's)").add_argument
+    add("--device", choices=DEVICES, default="auto", help="where (default: a GPU if there is one)")
+    add("--dtype", choices=DTYPES, help="of the matrix products; weights stay float32")
     add(
-        "--backend", choices=("torch", "numba"), default="torch", help="who computes the operations"
+        "--backend",
+        choices=("torch", "numba"),
+        default="torch",
+        help="who computes the operations (default: torch)",
     )
     add("--emulate", action="store_true", help="let --backend numba run on the emulator, on a CPU")
-    add("--device", choices=DEVICES, default="auto", help="where (default: a GPU if there is one)")
-    add("--dtype", choices=DTYPES, help="of the matrix products (default: the preset's)")
     add("--batch-size", type=int, metavar="B", help="rows per step")
     add("--accumulation", type=int, metavar="N", help="parts a batch is computed in, one by one")
-    add("--optimizer", choices=("adamw", "lion", "sgd"), help="(default: adamw)")
+    add("--optimizer", choices=tuple(BETAS), help="the rule of the update (default: adamw)")
     add("--lr", type=float, metavar="X", help="the highest learning rate")
-    add("--min-lr", type=float, metavar="X", help="the last learning rate")
-    add("--warmup", type=int, metavar="N", help="steps until the highest (default: a tenth)")
+    add("--min-lr", type=float, metavar="X", help="the last one (default: as far below --lr)")
+    add("--warmup", type=int, metavar="N", help="steps to the highest (default: a tenth, or 100)")
     add("--weight-decay", type=float, metavar="X", help="decay of matrices")
-    add("--clip", type=float, metavar="X", help="largest gradient norm")
-    add(
-        "--eval-every",
-        type=int,
-        metavar="N",
-        help="steps between validations (default: at the end)",
-    )
+    add("--clip", type=float, metavar="X", help="the largest gradient norm")
+    add("--eval-every", type=int, metavar="N", help="steps between validations (default: one)")
     add("--save-every", type=int, metavar="N", help="steps between checkpoints (default: 500)")
-    add("--threads", type=int, metavar="N", help="CPU threads (default: as many as cores)")
-    add(
-        "--seed", type=int, metavar="N", help="of weights and of the order of the data (default: 0)"
-    )
-    parser.set_defaults(run=run_train)
+    add("--threads", type=int, metavar="N", help="CPU threads (default: as torch chooses)")
+    add("--seed", type=int, metavar="N", help="of weights and of the order of data (default: 0)")
 
 
 def run_train(args: argparse.Namespace) -> int:
     started = time.perf_counter()
-    _check_backend(args)
-    if args.resume:
-        return _resume(args)
-    config = train_config(args)
-    out = Path(args.out or f"runs/{args.preset}")
+    if args.emulate and args.backend != "numba":
+        raise ValueError("--emulate: goes with --backend numba only")
+    check_backend(args.backend)
+    return resume_run(args) if args.resume else begin_run(args, started)
+
+
+def begin_run(args: argparse.Namespace, started: float) -> int:
+    """A new run. Everything that can be wrong with the flags is said before the work starts."""
+    preset = args.preset or "tiny"
+    config = train_config(args, TRAIN_PRESETS[preset])
+    shape = model_config(args, PRESETS[preset])
+    out = Path(args.out or f"runs/{preset}")
+    if holds_run(out):
+        raise ValueError(f"--out: {out} holds a run; --resume {out}, or take another folder")
+    pick_device(config.device)
     corpus = corpus_of(args.data)
-    shape = PRESETS[args.preset]
-    changes = {"vocab_size": args.vocab_size, "context_length": args.context_length}
-    shape = replace(shape, **{n: v for n, v in changes.items() if v is not None})
     if args.tokenizer:
+        if args.vocab_size is not None:
+            raise ValueError("--vocab-size: is that of --tokenizer's file, leave it out")
         tok = Tokenizer.load(args.tokenizer)
     else:
         tok = Tokenizer.train(corpus.texts("train"), shape.vocab_size)
         print(f"tokenizer: {tok.vocab_size} tokens, {time.perf_counter() - started:.1f} s")
-    if tok.vocab_size > shape.vocab_size or args.tokenizer:
-        shape = replace(shape, vocab_size=tok.vocab_size)
-    data = {split: TokenStream.from_corpus(corpus, tok, split) for split in ("train", "heldout")}
-    print(f"data: {data['train']!r}; held out: {data['heldout']!r}")
+    data, heldout = streams(corpus, tok)
     torch.manual_seed(config.seed)
-    model = MiniLM(shape)
-    config = replace(config, context_length=config.context_length or shape.context_length)
-    if not holds_run(out):  # else `train` refuses, and need not be kept waiting
-        config = fix_steps(
-            model, data["train"], config, tok=tok, valid=data["heldout"], started=started
-        )
-    print_config(model, config, out, args, data["train"])
-    source = {"data": args.data, "preset": args.preset}
-    return _run(model, tok, data, config, out, args, source)
+    # A short text has fewer tokens than asked for: the model is not to have more than its tokenizer
+    model = MiniLM(replace(shape, vocab_size=tok.vocab_size))
+    config = replace(config, context_length=shape.context_length)
+    config = fix_steps(model, data, config, tok=tok, valid=heldout, started=started)
+    print_config(model, config, out)
+    folders = None if args.data is None else [os.path.abspath(path) for path in args.data]
+    return train_and_tell(model, tok, data, heldout, config, out, {"data": folders}, args.ship)
 
 
-def _resume(args: argparse.Namespace) -> int:
-    """The run in --resume, with its own configs; only where it runs may be chosen anew."""
+def resume_run(args: argparse.Namespace) -> int:
+    """The run in --resume, as it was begun; only what is in FREE may be chosen anew."""
+    if given := [name for name in SETTLED if getattr(args, name) is not None]:
+        flag = given[0].replace("_", "-")
+        raise ValueError(f"--{flag}: a run that goes on keeps its own, leave it out")
     out = Path(args.resume)
     model, values, _ = load_training_state(out)
-    source = _read_source(out)
-    config = replace(TrainConfig.from_dict(values["train"]), device=args.device)
-    for name in ("threads", "eval_every", "save_every"):
-        if getattr(args, name) is not None:
-            config = replace(config, **{name: getattr(args, name)})
-    given = [n for n in ("steps", "minutes", "data", "tokenizer", "lr", "seed") if getattr(args, n)]
-    if given:
-        raise ValueError(f"--{given[0]}: a run that goes on keeps its own; leave this out")
+    if not (out / SOURCE).is_file():
+        raise FileNotFoundError(f"--resume: {out} has no {SOURCE}, which names the run's data")
+    source = json.loads((out / SOURCE).read_text(encoding="utf-8"))
+    changes = {name: v for name in CHOICES if (v := getattr(args, name)) is not None}
+    config = replace(TrainConfig.from_dict(values["train"]), device=args.device, **changes)
     tok = Tokenizer.load(out / "tokenizer.json")
-    corpus = corpus_of(source["data"])
-    data = {split: TokenStream.from_corpus(corpus, tok, split) for split in ("train", "heldout")}
-    print_config(model, config, out, args, data["train"])
+    data, heldout = streams(corpus_of(source["data"]), tok)
+    print_config(model, config, out)
     print(f"going on after step {values['step']}")
-    return _run(model, tok, data, config, out, args, source, resume=True)
+    return train_and_tell(model, tok, data, heldout, config, out, source, args.ship, resume=True)
 
 
-def _run(model, tok, data, config, out, args, source, *, resume=False) -> int:
-    if not resume and not holds_run(out):
-        out.mkdir(parents=True, exist_ok=True)
-        _write_source(out, source)
-    try:
-        history = train(
-            model,
-            data["train"],
-            config,
-            tok=tok,
-            valid=data["heldout"],
-            out=out,
-            resume=resume,
-        )
-    except KeyboardInterrupt:
-        print(f"\nstopped and saved; go on with: minilm train --resume {out}")
-        raise
+def train_and_tell(model, tok, data, heldout, config, out, source, ship_to, *, resume=False) -> int:
+    """Train, save, ship, and end with the line that says how good it is."""
+    if ship_to and heldout is None:
+        raise ValueError("--ship: the model's card needs held-out files, and there are none")
+
+    def note_source(model: MiniLM, row: dict) -> None:
+        if not (out / SOURCE).is_file():  # at the first row: a run that is refused leaves nothing
+            text = json.dumps(source, indent=1) + "\n"
+            (out / SOURCE).write_text(text, encoding="utf-8", newline="\n")
+
+    history = train(
+        model, data, config, tok=tok, valid=heldout, out=out, resume=resume, callback=note_source
+    )
     print(f"checkpoint: {out}")
-    if args.ship:
-        ship(args.ship, model, tok, config, data["heldout"], history[-1]["tokens"], source)
-    print(f"validation: {history[-1]['valid_bits_per_byte']:.2f} bits per byte")
+    if ship_to:
+        ship(ship_to, model, tok, config, heldout, history, source)
+    if heldout is None:
+        print("validation: none of the files is held out")
+    else:
+        print(f"validation: {history[-1]['valid_bits_per_byte']:.2f} bits per byte")
     return 0
 
 
-def ship(folder, model, tok, config, heldout, tokens: int, source: dict) -> None:
-    """Write a model for use: bf16 weights, tokenizer, and a card that measures just these weights."""
+def streams(corpus: Corpus, tok: Tokenizer) -> tuple[TokenStream, TokenStream | None]:
+    """The training tokens, and the held-out ones; None where no file with text is held out."""
+    heldout = None
+    if corpus.n_bytes("heldout"):
+        heldout = TokenStream.from_corpus(corpus, tok, "heldout")
+    data = TokenStream.from_corpus(corpus, tok, "train")
+    print(f"data: {data!r}; held out: {heldout!r}")
+    return data, heldout
+
+
+def ship(folder, model, tok, config, heldout, history: list[dict], source: dict) -> None:
+    """Write a model for use: bf16 weights, tokenizer, card, and about 300 rows of the history.
+
+    The card measures the weights as they are stored.
+    """
     save_checkpoint(folder, model, tok, dtype=torch.bfloat16)
     stored, _ = load(folder)
-    data = None if source["data"] is None else "Files under: " + ", ".join(source["data"])
+    data = None
+    if source["data"] is not None:  # names, not paths: those say nothing on another machine
+        data = "Own files: " + ", ".join(Path(path).name for path in source["data"])
     result = evaluate(stored, heldout)
     name = Path(folder).name
+    tokens = history[-1]["tokens"]
     write_card(folder, name, stored, tok, config, result, tokens=tokens, data=data)
+    every = max(1, len(history) // 300)
+    rows = [row for row in history if row["step"] % every == 0 or row is history[-1]]
+    with open(Path(folder) / HISTORY, "w", encoding="utf-8", newline="\n") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
     print(f"shipped: {folder}, {result.bits_per_byte:.3f} bits per byte as bfloat16")
 
 
-def train_config(args: argparse.Namespace) -> TrainConfig:
-    """The preset's TrainConfig with the flags that were given."""
-    base = TRAIN_PRESETS[args.preset]
-    changes = {n: getattr(args, n) for n in OVERRIDES if getattr(args, n) is not None}
+def train_config(args: argparse.Namespace, base: TrainConfig) -> TrainConfig:
+    """`base` with the flags that were given."""
+    changes = {name: v for name in CHOICES if (v := getattr(args, name)) is not None}
     if args.steps is not None or args.minutes is not None:
         changes |= {"steps": args.steps, "minutes": args.minutes}
     if "lr" in changes and "min_lr" not in changes:  # keep their ratio
@@ -180,31 +221,22 @@ def train_config(args: argparse.Namespace) -> TrainConfig:
     return replace(base, device=args.device, backend=args.backend, **changes)
 
 
-def print_config(model, config: TrainConfig, out: Path, args, stream: TokenStream) -> None:
+def model_config(args: argparse.Namespace, base: ModelConfig) -> ModelConfig:
+    """`base` with the flags that were given; what follows from a changed size is computed anew."""
+    changes = {name: v for name in SIZES if (v := getattr(args, name)) is not None}
+    derived = {}
+    if "d_model" in changes:
+        derived |= {"d_ff": None, "head_dim": None}
+    if "n_heads" in changes:
+        derived |= {"n_kv_heads": None, "head_dim": None}
+    return replace(base, **derived, **changes)
+
+
+def print_config(model: MiniLM, config: TrainConfig, out: Path) -> None:
     """Everything that was decided, one `name: value` a line."""
-    device = pick_device(config.device)
-    sizes = {"parameters": f"{model.num_parameters():,}", "world_size": 1, "out": str(out)}
-    values = model.config.to_dict() | config.to_dict() | sizes | {"device": device}
-    if config.threads is None:
-        values["threads"] = torch.get_num_threads()
+    values = model.config.to_dict() | config.to_dict()
+    values |= {"parameters": f"{model.num_parameters():,}", "world_size": 1, "out": str(out)}
+    values["device"] = pick_device(config.device)
+    values["threads"] = config.threads or torch.get_num_threads()
     for name, value in values.items():
-        print(f"  {name}: {value}")
-
-
-def _check_backend(args: argparse.Namespace) -> None:
-    if args.emulate and args.backend != "numba":
-        raise ValueError("--emulate: goes with --backend numba only")
-    check_backend(args.backend)
-
-
-def _write_source(out: Path, source: dict) -> None:
-    """Where the text came from: what --resume needs beside the checkpoint."""
-    text = json.dumps(source, indent=1) + "\n"
-    (out / "source.json").write_text(text, encoding="utf-8", newline="\n")
-
-
-def _read_source(out: Path) -> dict:
-    path = out / "source.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"--resume: {out} has no source.json, which names the run's data")
-    return json.loads(path.read_text(encoding="utf-8"))
+        print(f"  {name}: {value}", flush=True)

@@ -35,7 +35,10 @@ BENCHMARKS = {
     "generate": ("bench_model", "generate_rows"),
     "import": ("bench_command", "import_rows"),
     "tiny": ("bench_command", "tiny_rows"),
+    "choices": ("bench_choices", "choice_rows"),
 }
+ON_ANY_DEVICE = ("choices",)  # on a GPU if there is one; the others measure the CPU
+BY_NAME_ONLY = ("choices",)  # hours on a CPU
 
 
 def corpus_of(paths: list[str] | None) -> Corpus:
@@ -145,6 +148,8 @@ def run_eval(args: argparse.Namespace) -> int:
     device = pick_device(args.device)
     model, tok = load_with_tokenizer(args.model, device, DTYPES[args.dtype])
     data = TokenStream.from_corpus(corpus_of(args.data), tok, args.split)
+    if not data.n_bytes:
+        raise ValueError(f"--split: the files of {args.split!r} hold no text")
     result = evaluate(model, data, batch_size=args.batch_size)
     if args.json:
         print(json.dumps({"model": args.model, "split": args.split, **result._asdict()}))
@@ -257,7 +262,7 @@ def add_bench(commands) -> None:
         nargs="?",
         choices=tuple(BENCHMARKS),
         metavar="NAME",
-        help=f"{', '.join(BENCHMARKS)} (default: all of them, about ten minutes)",
+        help=f"{', '.join(BENCHMARKS)} (default: all but the last, in about ten minutes)",
     )
     parser.add_argument(
         "--peer",
@@ -272,7 +277,7 @@ def add_bench(commands) -> None:
         help="where to write the results (default: book/results/NAME-DEVICE.json)",
     )
     parser.add_argument(
-        "--rounds", type=int, metavar="N", help="repeat each measurement so often (not tiny)"
+        "--rounds", type=int, metavar="N", help="repetitions of each measurement (not for tiny)"
     )
     parser.set_defaults(run=run_bench)
 
@@ -283,13 +288,14 @@ def run_bench(args: argparse.Namespace) -> int:
         raise ValueError("bench: --json and --peer belong to one benchmark, give its NAME")
     if args.rounds is not None and (args.rounds < 1 or args.name == "tiny"):
         raise ValueError(f"--rounds: must be at least 1, and is not for tiny, got {args.rounds}")
-    for name in [args.name] if args.name else BENCHMARKS:
+    for name in [args.name] if args.name else [n for n in BENCHMARKS if n not in BY_NAME_ONLY]:
         module, function = BENCHMARKS[name]
+        device = str(pick_device("auto")) if name in ON_ANY_DEVICE else "cpu"
         options = {} if args.rounds is None or name == "tiny" else {"rounds": args.rounds}
         measure = getattr(importlib.import_module(f"minilm.{module}"), function)
         rows = measure(peers, **options)
-        path = Path(args.json) if args.json else default_path(name, device_name())
-        write_results(path, name, rows)
+        path = Path(args.json) if args.json else default_path(name, device_name(device))
+        write_results(path, name, rows, device)
         for r in rows:
             print(describe_row(r))
         print(f"written to {path}")

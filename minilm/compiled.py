@@ -4,8 +4,8 @@ Numba keeps machine code beside the source (`__pycache__`) or in the user's cach
 hash of the source file that holds the kernel. So a kernel may only call functions of its own file:
 of a change elsewhere the cache would know nothing.
 
-Kernels allocate nothing, hence `_nrt=False`: Numba's reference counts, kept for every array at every
-call of a helper, would take three quarters of the time of the inner loops.
+Kernels allocate nothing, hence `_nrt=False`: the reference counts that Numba keeps for every array
+at every call of a helper would take three quarters of the time of the inner loops.
 
 Importing this module imports numba; nothing here is imported before a large input comes.
 """

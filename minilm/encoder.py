@@ -53,7 +53,9 @@ class Encoder:
     def forget(self) -> None:
         """Begin with an empty table of words."""
         self.words = WordTable()
-        self.ids = np.zeros(1 << 16, dtype=np.int32)  # those of word k: ids[starts[k]:starts[k + 1]]
+        self.ids = np.zeros(
+            1 << 16, dtype=np.int32
+        )  # those of word k: ids[starts[k]:starts[k + 1]]
         self.starts = np.zeros(1 << 14, dtype=np.int64)
         self.encoded = len(self.whole)
         if self.whole:
@@ -63,7 +65,7 @@ class Encoder:
             self.starts = np.arange(len(self.whole) + 1, dtype=np.int64)
 
     def encode(self, texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """`(ids, offsets)`: int32 ids of all texts; those of text k lie between two offsets (int64)."""
+        """`(ids, offsets)`: int32 ids of all texts; int64, where each text begins in them."""
         buffer, bounds = join(texts)
         out = np.empty(bounds[-1], dtype=np.int32)
         offsets = np.zeros(len(bounds), dtype=np.int64)
@@ -260,7 +262,7 @@ def _encode(
 
 @kernel(I32, types.int64, I64, I32, I64, I32, types.int64, I64, types.int64, I64)
 def _emit(numbers, start, ends, ids, starts, out, size, bounds, text, offsets):
-    """Copy the ids of one run of pieces to `out`; returns the size of `out`, and the text it is in."""
+    """Copy the ids of one run of pieces to `out`; returns its size, and the text that it is in."""
     for k in range(numbers.size):
         while bounds[text + 1] <= start:
             text += 1

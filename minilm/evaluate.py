@@ -15,6 +15,7 @@ import torch
 from .data import Batch, TokenStream
 from .loss import masked_token_loss
 from .model import MiniLM
+from .precision import autocast
 
 
 class Evaluation(NamedTuple):
@@ -28,14 +29,21 @@ class Evaluation(NamedTuple):
 
 @torch.no_grad()
 def evaluate(
-    model: MiniLM, data: TokenStream | Iterable[Batch], batch_size: int = 32
+    model: MiniLM,
+    data: TokenStream | Iterable[Batch],
+    batch_size: int = 32,
+    *,
+    context_length: int | None = None,
+    dtype: torch.dtype | str | None = None,
 ) -> Evaluation:
     """The mean loss of `model` on `data`, without gradients, dropout off.
 
-    A TokenStream is cut into neighbouring windows of context_length targets, so that every token
-    but the first is predicted exactly once; `batch_size` rows are computed at a time. Other data
-    are batches {"ids", "mask"?, "segments"?}, or {"ids", "targets", "mask"} for a masked language
-    model ("ids" are then the corrupted inputs). Raises ValueError when there is no target.
+    A TokenStream is cut into neighbouring windows of context_length targets (None: the model's), so
+    that every token but the first is predicted exactly once; `batch_size` rows are computed at a
+    time. Other data are batches {"ids", "mask"?, "segments"?}, or {"ids", "targets", "mask"} for a
+    masked language model ("ids" are then the corrupted inputs). dtype: of the matrix products, see
+    `autocast`. Raises ValueError when there is no target, or when a model that is not causal should
+    predict the next token, which it can see.
     """
     stream = isinstance(data, TokenStream)
     if stream and data.vocab_size is not None and data.vocab_size > model.config.vocab_size:
@@ -43,7 +51,8 @@ def evaluate(
             f"data: its tokenizer has {data.vocab_size} tokens, the model only "
             f"{model.config.vocab_size}; use the model's own tokenizer"
         )
-    batches = data.sequential_batches(batch_size, model.config.context_length) if stream else data
+    T = model.config.context_length if context_length is None else context_length
+    batches = data.sequential_batches(batch_size, T) if stream else data
     device = model.head_weight.device
     was_training = model.training
     model.eval()
@@ -52,7 +61,9 @@ def evaluate(
         for batch in batches:
             batch = {name: t.to(device) for name, t in batch.items()}
             n = count_targets(batch)
-            total += batch_loss(model, batch).item() * n
+            with autocast(device, dtype):
+                loss = batch_loss(model, batch)
+            total += loss.item() * n
             tokens += n
     finally:
         model.train(was_training)
@@ -68,6 +79,10 @@ def batch_loss(model: MiniLM, batch: Batch) -> torch.Tensor:
     mask, segments = batch.get("mask"), batch.get("segments")
     if "targets" in batch:
         return masked_token_loss(model(batch["ids"], segments), batch["targets"], mask)
+    if not model.config.causal:
+        raise ValueError(
+            "model: it is not causal and sees the next token; give batches with 'targets'"
+        )
     return model.loss(batch["ids"], mask, segments)
 
 

@@ -100,15 +100,19 @@ def pale(colour: str, share: float = 0.45) -> tuple[float, float, float]:
     return tuple(1 - share * (1 - channel) for channel in to_rgb(colour))
 
 
-def readable(text: str) -> str:
+def readable(text: str | bytes) -> str:
     """Text for a label: spaces and line ends made visible, no mathematics, no missing letters."""
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "replace")
     text = text.replace(" ", "·").replace("\n", "↵").replace("\t", "→").replace("\r", "␍")
     text = "".join(c if _has_glyph(c) else "□" for c in text)
     return text.replace("$", r"\$")  # matplotlib sets what stands between two dollars as a formula
 
 
-def short(text: str, most: int = 10) -> str:
+def short(text: str | bytes, most: int = 10) -> str:
     """`readable`, with a run of one character counted (·×8) and the rest of a long text cut off."""
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "replace")
     if len(text) > 3 and len(set(text)) == 1:
         return f"{readable(text[0])}×{len(text)}"
     return readable(text if len(text) <= most else text[: most - 1]) + "…" * (len(text) > most)
@@ -174,7 +178,8 @@ def label_cells(ax, labels: Iterable[str], rows: bool = True) -> None:
     points = 72 * inches / max(len(labels), 1)  # the width of a cell
     every = int(np.ceil(8 / points))  # where cells are too small for letters, name fewer
     look = dict(family="DejaVu Sans Mono", fontsize=float(np.clip(0.8 * points * every, 7, 9)))
-    ax.set_xticks(range(0, len(labels), every), labels[::every], rotation=90, **look)
+    rotation = 90 if max(map(len, labels), default=0) > 1 else 0
+    ax.set_xticks(range(0, len(labels), every), labels[::every], rotation=rotation, **look)
     if rows:
         ax.set_yticks(range(0, len(labels), every), labels[::every], **look)
 

@@ -89,9 +89,9 @@ def stream(
     _check_sampling(temperature, top_k, top_p)
     stops = _check_stop(stop)
     generator = None if seed is None else torch.Generator().manual_seed(seed)
-    context = _Context(model, prompt, limit, cache)
 
     def sampled() -> Iterator[int]:
+        context = _Context(model, prompt, limit, cache)  # its cache only when it is needed
         for _ in range(limit):
             new_id = int(sample_next(context.logits(), temperature, top_k, top_p, generator))
             context.ids.append(new_id)
@@ -207,7 +207,7 @@ def _until_stop(new_ids: Iterator[int], stops: list[list[int]]) -> Generator[int
 def _n_possible(held: list[int], stops: list[list[int]]) -> int:
     """How many of the last ids of `held` are the beginning of a stop sequence, at most."""
     for n in range(len(held), 0, -1):
-        if any(len(s) > n and s[:n] == held[-n:] for s in stops):
+        if any(s[:n] == held[-n:] for s in stops):
             return n
     return 0
 

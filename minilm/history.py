@@ -33,7 +33,7 @@ class History:
             new.write_text("".join(map(_line, self.rows)), encoding="utf-8", newline="\n")
             os.replace(new, out / FILE)
             self._file = open(out / FILE, "a", encoding="utf-8", newline="\n")
-            self._board = _tensorboard(out)
+            self._board = _tensorboard(out, keep_until)
         if progress or (progress is None and sys.stdout.isatty()):
             from tqdm import tqdm
 
@@ -63,6 +63,11 @@ class History:
         if self._bar is not None:
             self._bar.update()
 
+    def flush(self) -> None:
+        """Put the file on the disk: a checkpoint must not know of a step that the file lacks."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Flush and close; the rows stay."""
         for sink in (self._file, self._board, self._bar):
@@ -90,10 +95,10 @@ def _read_rows(path: Path, until: int) -> list[dict]:
     return rows
 
 
-def _tensorboard(out: Path):
-    """A TensorBoard writer, where TensorBoard is installed."""
+def _tensorboard(out: Path, keep_until: int):
+    """A TensorBoard writer, where TensorBoard is installed; what it has of later steps is void."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(out / "tensorboard"))
+    return SummaryWriter(str(out / "tensorboard"), purge_step=keep_until + 1)

@@ -2,17 +2,18 @@
 
 The same as `plain.learn_merges`. What it keeps:
 
-    symbols   the ids of all different words, one word after the other; merging shortens a word in place
-    pairs     a record for each pair seen: how often it occurs, and the words where it has newly appeared
+    symbols   the ids of all different words, one word behind the other; a merge shortens words
+    pairs     a record for each pair: how often it occurs, and in which words it is new
     places    linked lists of words: places[k] = (word, next place)
     heap      the pairs by count, then by ids; an entry also has its list of places
 
 A merge takes the best entry, rewrites the words in its list, changes the counts of the pairs beside
-each place, and pushes the pairs that appeared. Counts in the heap may be too high (a merge takes pairs
-away without looking for their entries): such an entry goes back with the right count when it comes up.
+each place, and pushes the pairs that are new there. Counts in the heap may be too high, because a
+merge takes pairs away without looking for their entries: such an entry goes back with the right
+count when it comes up.
 
-The kernel allocates nothing. When an array gets short it stops where it is, and Python makes the
-array longer and calls it again.
+The kernels allocate nothing. When an array gets short they stop where they are, and Python makes
+the array longer and calls them again.
 
 Source of the order: Hugging Face `tokenizers`, `BpeTrainer` (with 64-bit counts).
 """
@@ -119,7 +120,8 @@ def learn_merges(
     min_frequency  stop when the best pair occurs less often (or never)
     """
     merger = _Merger(words, counts, byte_ids, tokens, vocab_size)
-    merges = merger.run(vocab_size, max(1, min_frequency))
+    most = len(merger.token_starts) - 2
+    merges = merger.run(min(vocab_size, most), min(max(1, min_frequency), 1 << 62))
     return list(map(tuple, merges.reshape(-1, 3).tolist()))
 
 
@@ -398,7 +400,16 @@ def _learn(
             word = np.int64(places[n[AT]].word)
             n[AT] = places[n[AT]].next
             ends[word] = _merge_word(
-                symbols, starts[word], ends[word], pairs, slots, places, fresh, n, counts[word], word
+                symbols,
+                starts[word],
+                ends[word],
+                pairs,
+                slots,
+                places,
+                fresh,
+                n,
+                counts[word],
+                word,
             )
         if (
             n[HEAP] + n[FRESH] > heap.size

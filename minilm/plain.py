@@ -58,7 +58,7 @@ def learn_merges(
 
     counts         how often each piece occurs
     byte_ids       the id of each of the 256 bytes
-    vocab          the id of every token, spelled as in tokenizer.json; new tokens are added
+    vocab          the id of every token, spelled as in tokenizer.json; new ones are added to it
     vocab_size     stop when this many tokens exist
     min_frequency  stop when the best pair occurs less often (or never)
 
@@ -131,10 +131,16 @@ def merge_word(word: list[int], pair: Pair, new_id: int) -> tuple[list[int], lis
 
 
 class PlainEncoder:
-    """Ids of pieces, by the ranks of merges. `merges` as `learn_merges` returns them."""
+    """Ids of pieces, by the ranks of merges.
 
-    def __init__(self, byte_ids: list[int], merges: Iterable[Merge]):
+    byte_ids  the id of each of the 256 bytes
+    merges    as `learn_merges` returns them
+    whole     pieces that are one token whatever the merges say
+    """
+
+    def __init__(self, byte_ids: list[int], merges: Iterable[Merge], whole: dict[bytes, int]):
         self.byte_ids = byte_ids
+        self.whole = whole
         self.ranks = {
             (left, right): (rank, new_id) for rank, (left, right, new_id) in enumerate(merges)
         }
@@ -157,6 +163,8 @@ class PlainEncoder:
 
     def encode_piece(self, piece: bytes) -> list[int]:
         """The ids of one piece: the merge of lowest rank first, leftmost first."""
+        if piece in self.whole:
+            return [self.whole[piece]]
         ids = [self.byte_ids[byte] for byte in piece]
         if len(ids) > SHORT:
             return self.merge_long(ids)

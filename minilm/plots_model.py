@@ -1,6 +1,6 @@
 """Figures of a model as a whole: shapes, the way of a text through it, what it predicts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -22,7 +22,7 @@ def head_shapes(T: int, C: int, H: int, D: int, *, ax=None):
         ("y", T, C, "T × C", PALETTE[6], ""),
     )
     unit = 1.0 / max(T, C, H * D)
-    gap, x = 0.34, 0.0
+    x = 0.0
     for name, rows, columns, letters, colour, sign in steps:
         height, width = max(rows * unit, 0.1), max(columns * unit, 0.1)
         room = max(width, 0.66)
@@ -34,6 +34,7 @@ def head_shapes(T: int, C: int, H: int, D: int, *, ax=None):
         ax.text(middle, height / 2 + 0.07, name, ha="center", va="bottom", size=10)
         shape = f"{letters}\n{rows} × {columns}"
         ax.text(middle, -height / 2 - 0.07, shape, ha="center", va="top", size=9)
+        gap = 0.34 if len(sign) < 2 else 0.52
         ax.text(x + room + gap / 2, 0, sign, ha="center", va="center", size=12)
         x += room + gap
     ax.set(xlim=(-0.05, x - gap + 0.05), ylim=(-0.9, 0.8), aspect="equal")
@@ -48,15 +49,26 @@ def _box(ax, left: float, height: float, width: float, colour: str, share: float
     ax.add_patch(Rectangle(place, width, height, facecolor=pale(colour, share), edgecolor=GREY))
 
 
+STATIONS = (  # of the pipeline: name, width in the strip
+    ("text", 1.4),
+    ("bytes", 1.2),
+    ("tokens", 1.5),
+    ("vectors", 1.6),
+    ("attention", 1.6),
+    ("probabilities", 1.9),
+    ("sampled", 1.0),
+)
+
+
 @drawn
 def pipeline(
     text: str,
-    pieces: Sequence[str],
+    pieces: Sequence[str | bytes],
     ids: Sequence[int],
     vectors,
     attention,
     probabilities,
-    piece_of,
+    piece_of: Callable[[int], str | bytes],
     sampled: int,
     *,
     ax=None,
@@ -68,48 +80,52 @@ def pipeline(
     sampled: the id that was drawn.
     """
     ax = ax or new_axes(12.5, 2.9)
-    ax.axis("off")
-    widths = (1.3, 1.2, 1.5, 1.6, 1.6, 1.9, 1.0)
-    titles = (
-        "text",
-        "bytes",
-        "tokens",
-        f"vectors {np.shape(vectors)[0]} × {np.shape(vectors)[1]}",
-        "attention",
-        "probabilities",
-        "sampled",
-    )
-    gap = 0.35
-    total = sum(widths) + gap * (len(widths) - 1)
-    places, x = [], 0.0
-    for width in widths:
-        places.append([x / total, 0.02, width / total, 0.8])
-        x += width + gap
-    for i, (place, title) in enumerate(zip(places, titles, strict=True)):
-        ax.text(place[0] + place[2] / 2, 0.93, title, transform=ax.transAxes, ha="center", size=10)
-        if i:
-            arrow = dict(arrowstyle="->", color=GREY)
-            a = places[i - 1][0] + places[i - 1][2]
-            ax.annotate(
-                "", (place[0] - 0.004, 0.93), (a + 0.004, 0.93), "axes fraction", arrowprops=arrow
-            )
-    places[5][0] += 0.045  # room for the names of the bars
-    places[5][2] -= 0.045
-    panels = [ax.inset_axes(place) for place in places]
-    _write(panels[0], readable(text).replace("↵", "↵\n"), size=9)
-    raw = text.encode("utf-8")
-    shown = [f"{byte:02x}" for byte in raw[:32]] + (["…"] if len(raw) > 32 else [])
-    _write(panels[1], "\n".join(" ".join(shown[i : i + 4]) for i in range(0, len(shown), 4)), 9)
-    _token_list(panels[2], pieces, ids)
-    heat_map(np.asarray(vectors)[:, :24], panels[3], cmap="PuOr")
-    weights = np.asarray(attention, dtype=float)
+    vectors, weights = np.asarray(vectors), np.asarray(attention, dtype=float)
+    panels = _stations(ax, {"vectors": "vectors {} × {}".format(*vectors.shape)})
+    _write(panels["text"], _wrap(text, width=18, lines=9), size=9)
+    raw = [f"{byte:02x}" for byte in text.encode("utf-8")]
+    shown = raw[:32] + ["…"] * (len(raw) > 32)
+    rows = (" ".join(shown[i : i + 4]) for i in range(0, len(shown), 4))
+    _write(panels["bytes"], "\n".join(rows), size=9)
+    _token_list(panels["tokens"], pieces, ids)
+    heat_map(vectors[:, :24], panels["vectors"], cmap="PuOr")
     hidden = np.triu(np.ones(weights.shape, bool), 1)
-    heat_map(weights, panels[4], hidden=hidden, vmin=0, vmax=1, cmap=HEAT)
-    _few_bars(panels[5], np.asarray(probabilities, dtype=float), piece_of, sampled)
-    _write(panels[6], short(piece_of(sampled)), size=16, box=True)
-    for panel in panels[3:5]:
-        panel.set(xticks=[], yticks=[])
+    heat_map(weights, panels["attention"], hidden=hidden, vmin=0, vmax=1, cmap=HEAT)
+    for name in ("vectors", "attention"):
+        panels[name].set(xticks=[], yticks=[])
+    _few_bars(panels["probabilities"], np.asarray(probabilities, dtype=float), piece_of, sampled)
+    _write(panels["sampled"], short(piece_of(sampled)), size=16, box=True)
     return ax
+
+
+def _stations(ax, titles: Mapping[str, str]) -> dict:
+    """An Axes for each station, with titles above and arrows between them."""
+    ax.axis("off")
+    gap, height, x = 0.35, 0.93, 0.0
+    total = sum(width for _, width in STATIONS) + gap * (len(STATIONS) - 1)
+    panels = {}
+    for name, width in STATIONS:
+        left, wide = x / total, width / total
+        title = titles.get(name, name)
+        ax.text(left + wide / 2, height, title, transform=ax.transAxes, ha="center", size=10)
+        if x:
+            start, end = (left - gap / total + 0.004, height), (left - 0.004, height)
+            arrow = dict(arrowstyle="->", color=GREY)
+            ax.annotate("", end, start, "axes fraction", arrowprops=arrow)
+        margin = 0.045 if name == "probabilities" else 0  # for the names of the bars
+        panels[name] = ax.inset_axes([left + margin, 0.02, wide - margin, 0.8])
+        x += width + gap
+    return panels
+
+
+def _wrap(text: str, width: int, lines: int) -> str:
+    """Readable text in lines of at most `width` characters, the last of too many an ellipsis."""
+    cut = [
+        readable(line[i : i + width])
+        for line in text.splitlines(keepends=True)
+        for i in range(0, len(line), width)
+    ]
+    return "\n".join(cut if len(cut) <= lines else [*cut[: lines - 1], "…"])
 
 
 def _write(ax, text: str, size: float, box: bool = False) -> None:
@@ -121,6 +137,7 @@ def _write(ax, text: str, size: float, box: bool = False) -> None:
         text,
         ha="center",
         va="center",
+        multialignment="left",
         size=size,
         family="DejaVu Sans Mono",
         bbox=frame,
@@ -155,9 +172,9 @@ def _few_bars(ax, probabilities: np.ndarray, piece_of, sampled: int, n: int = 6)
     if sampled not in order:
         order[-1] = sampled
     colours = [PALETTE[1] if i == sampled else PALETTE[0] for i in order]
-    ax.barh(range(n), probabilities[order], color=colours, height=0.7)
+    ax.barh(range(len(order)), probabilities[order], color=colours, height=0.7)
     names = [short(piece_of(int(i)), 7) for i in order]
-    ax.set_yticks(range(n), names, family="DejaVu Sans Mono", fontsize=8)
+    ax.set_yticks(range(len(order)), names, family="DejaVu Sans Mono", fontsize=8)
     ax.set_xticks([])
     ax.invert_yaxis()
     ax.tick_params(colors=GREY, length=0)

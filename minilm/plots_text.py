@@ -153,12 +153,13 @@ def batch_grid(
     for y, (_, row) in enumerate(rows):
         b = y // per_row
         for x, value in enumerate(row):
-            padding = segments is not None and segments[b][x] == -1
-            absent = value < 0 or padding
+            if value < 0 or (segments is not None and segments[b][x] == -1):
+                _batch_cell(ax, x, y, None, GREY, None)
+                continue
             kept = None if mask is None else bool(mask[b][x])
             colour = colours.setdefault(int(value), PALETTE[len(colours) % 6])
             text = str(value) if label is None else short(label(int(value)))
-            _batch_cell(ax, x, y, "" if absent else text, colour, kept)
+            _batch_cell(ax, x, y, text, colour, kept)
         if segments is not None:
             _borders(ax, y, np.asarray(segments[b]))
     ax.set(xlim=(-0.05, n_columns + 0.05), ylim=(len(rows) + 0.05, -0.05))
@@ -172,15 +173,17 @@ def batch_grid(
     return ax
 
 
-def _batch_cell(ax, x: int, y: int, text: str, colour: str, kept: bool | None) -> None:
+def _batch_cell(ax, x: int, y: int, text: str | None, colour: str, kept: bool | None) -> None:
     """One cell; without text it is padding, hatched."""
     from matplotlib.patches import Rectangle
 
     look = dict(facecolor=pale(colour, 0.12 if kept is False else 0.55), edgecolor=GREY)
     look |= dict(linewidth=2.2 if kept else 0)
-    if not text:
+    if text is None:
         look = dict(facecolor="none", edgecolor=GREY, linewidth=0, hatch="////")
     ax.add_patch(Rectangle((x + 0.04, y + 0.08), 0.92, 0.84, **look))
+    if text is None:
+        return
     size = min(9, 40 / max(len(text), 1))
     ink = GREY if kept is False else INK
     ax.text(x + 0.5, y + 0.5, text, ha="center", va="center", size=size, color=ink)

@@ -21,11 +21,9 @@ def merges(bytes_per_token: Sequence[float], pieces: Sequence[str | bytes] = (),
     last = min(len(pieces), len(bytes_per_token) - 1)
     chosen = np.unique(np.geomspace(1, last, 11).round().astype(int)) if last > 0 else []
     for i in chosen:
-        piece = pieces[i - 1]
-        text = short(piece if isinstance(piece, str) else piece.decode("utf-8", "replace"))
         ax.plot(i, bytes_per_token[i], "o", color=PALETTE[1], markersize=4)
         ax.annotate(
-            text,
+            short(pieces[i - 1]),
             (i, bytes_per_token[i]),
             xytext=(2, 7),
             textcoords="offset points",

@@ -1,27 +1,26 @@
 """One training run: its state, one optimizer step, saving and going on.
 
-A step's batch, its corruption and its learning rate are functions of (seed, step) alone. So a run
-that was killed and goes on from its last checkpoint takes the very same steps.
+A step's batch and its learning rate are functions of (seed, step) alone; weights, optimizer, loss
+scale and random state are in the checkpoint. So a run that was killed and goes on from its last
+checkpoint takes the very same steps.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from .checkpoint import load_training_state, save_checkpoint
-from .corruption import corrupt
 from .data import Batch, TokenStream
 from .evaluate import batch_loss, count_targets
+from .feed import Feed
 from .model import MiniLM
 from .optim import SGD, AdamW, Lion, grad_norm, parameter_groups, scale_grads, warmup_cosine
 from .precision import LossScaler, autocast
 from .tokenizer import Tokenizer
 from .trainconfig import BETAS, TrainConfig
-
-MASK_TOKEN = "<|mask|>"
 
 
 class Run:
@@ -35,9 +34,8 @@ class Run:
         tok: Tokenizer | None,
         out: Path | None,
     ):
-        self.data, self.config, self.tok, self.out = data, config, tok, out
-        self.T = config.context_length or model.config.context_length
-        self._check(model)
+        self.config, self.tok, self.out = config, tok, out
+        self.feed = Feed(data, config, model.config, tok)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.device = pick_device(config.device)
@@ -63,11 +61,13 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        loss, self.step_tokens = self._backward(self._batch(step))
+        loss, self.step_tokens = self._backward(self.feed.batch(step))
         norm = self._clip()
         self._check_finite(loss, norm, step, lr)
         if self.scaler is None or self.scaler.update(norm):
             self.optimizer.step()
+        else:
+            norm = None  # the scaled gradients overflowed: no step, and no norm to speak of
         self.tokens += self.step_tokens
         return {
             "step": step,
@@ -94,6 +94,7 @@ class Run:
                     tensors[f"{key}.{name}"] = value.detach().cpu().contiguous()
         values = {
             "train": self.config.to_dict(),
+            "data": self.feed.fingerprint(),
             "step": step,
             "tokens": self.tokens,
             "optimizer_steps": optimizer_steps,
@@ -120,6 +121,11 @@ class Run:
             raise ValueError(
                 f"{name}: the model in {self.out} has {theirs[name]!r}, got {ours[name]!r}"
             )
+        if values["data"] != self.feed.fingerprint():
+            raise ValueError(
+                f"data: the run in {self.out} was begun with {values['data']}, got "
+                f"{self.feed.fingerprint()}"
+            )
         self.config = replace(self.config, steps=stored.steps, minutes=None)
         self.model.load_state_dict(saved.state_dict())
         for name, p in self.model.named_parameters():
@@ -128,7 +134,8 @@ class Run:
                 state["step"] = values["optimizer_steps"][name]
             for key in ("m", "v"):
                 if f"{key}.{name}" in tensors:
-                    state[key] = tensors[f"{key}.{name}"].to(p)
+                    # a copy: the tensor as read is a view of the file, which a save replaces
+                    state[key] = tensors[f"{key}.{name}"].to(p, copy=True)
         if self.scaler is not None and values["scaler"] is not None:
             self.scaler.restore(values["scaler"])
         torch.set_rng_state(tensors["rng.cpu"])
@@ -138,44 +145,6 @@ class Run:
         self.model.train()
         return values["step"]
 
-    def _batch(self, step: int) -> Batch:
-        c = self.config
-        if isinstance(self.data, TokenStream):
-            batch = self.data.batch_at(step - 1, c.batch_size, self.T, c.seed)
-        else:
-            batch = self._next_batch(step)
-        if c.objective == "masked" and "targets" not in batch:
-            batch = self._masked(batch, step)
-        return {name: t.to(self.device, non_blocking=True) for name, t in batch.items()}
-
-    def _next_batch(self, step: int) -> Batch:
-        """Batch number `step` of data that are not a stream, started over when they run out."""
-        if not hasattr(self, "_batches"):
-            self._batches = _endless(self.data)
-            for _ in range(step - 1):  # a resumed run skips what it has had
-                next(self._batches)
-        return next(self._batches)
-
-    def _masked(self, batch: Batch, step: int) -> Batch:
-        """Hidden tokens are predicted in place: no shift, so T tokens, not T + 1."""
-        ids = batch["ids"][:, : self.T]
-        special = self.tok.special_ids if self.tok is not None else ()
-        generator = torch.Generator().manual_seed(self.config.seed * 2**31 + step)
-        inputs, mask = corrupt(
-            ids,
-            mask_id=self._mask_id(),
-            vocab_size=self.model.config.vocab_size,
-            generator=generator,
-            p=self.config.mask_p,
-            special_ids=special,
-        )
-        return {"ids": inputs, "targets": ids, "mask": mask}
-
-    def _mask_id(self) -> int | None:
-        if self.config.mask_id is not None or self.tok is None:
-            return self.config.mask_id
-        return self.tok.special_tokens.get(MASK_TOKEN)
-
     def _backward(self, batch: Batch) -> tuple[float, int]:
         """Gradients of the mean loss over all targets of the batch; gives (loss, tokens seen).
 
@@ -183,20 +152,21 @@ class Run:
         targets: only so do unequal parts add up to the gradient of the whole batch.
         """
         n = count_targets(batch)
-        total = 0.0
+        total = torch.zeros((), device=self.device)  # read once: each reading waits for a GPU
         rows = [t.chunk(self.config.accumulation) for t in batch.values()]
         for parts in zip(*rows, strict=True):
             part = dict(zip(batch, parts, strict=True))
             share = 1.0 if len(rows[0]) == 1 else count_targets(part) / max(n, 1)
+            part = {name: t.to(self.device, non_blocking=True) for name, t in part.items()}
             with autocast(self.device, self.config.dtype):
                 loss = batch_loss(self.model, part) * share
             (loss if self.scaler is None else loss * self.scaler.scale).backward()
-            total += loss.item()
+            total = total + loss.detach()
         width = batch["ids"].shape[1] - ("targets" not in batch)
-        return total, batch["ids"].shape[0] * width
+        return total.item(), batch["ids"].shape[0] * width
 
     def _clip(self) -> float:
-        """Bring the gradients to their true size and clip them; returns the norm before clipping."""
+        """Bring the gradients to their true size and clip them; returns the norm before that."""
         params = [p for group in self.optimizer.param_groups for p in group["params"]]
         unscale = 1.0 if self.scaler is None else 1 / self.scaler.scale
         norm = float(grad_norm(params)) * unscale
@@ -218,28 +188,8 @@ class Run:
 
     def _bits_per_byte(self, loss: float) -> float | None:
         """Of a batch: its loss at the mean number of bytes per token of the whole stream."""
-        stream = isinstance(self.data, TokenStream) and self.config.objective == "causal"
-        if not stream or not self.data.n_bytes:
-            return None
-        return loss / math.log(2) * len(self.data) / self.data.n_bytes
-
-    def _check(self, model: MiniLM) -> None:
-        c, m = self.config, model.config
-        if self.T > m.context_length and m.position == "learned":
-            raise ValueError(
-                f"context_length: the model has learned {m.context_length} positions, got {self.T}"
-            )
-        if c.objective == "masked" and m.causal:
-            raise ValueError("objective: 'masked' needs a model with causal=False")
-        if c.objective == "causal" and not m.causal:
-            raise ValueError("objective: 'causal' needs a model with causal=True")
-        if c.objective == "masked" and self._mask_id() is None:
-            raise ValueError(
-                f"mask_id: give one, or a tokenizer with the special token {MASK_TOKEN}"
-            )
-        V = getattr(self.data, "vocab_size", None)
-        if V is not None and V > m.vocab_size:
-            raise ValueError(f"data: its tokenizer has {V} tokens, the model only {m.vocab_size}")
+        per_token = self.feed.bytes_per_token
+        return loss / math.log(2) / per_token if per_token else None
 
 
 def pick_device(name: str) -> torch.device:
@@ -262,16 +212,3 @@ def make_optimizer(model: MiniLM, config: TrainConfig) -> torch.optim.Optimizer:
     if config.optimizer == "sgd":
         return SGD(groups, lr=config.lr, momentum=betas[0])
     return {"adamw": AdamW, "lion": Lion}[config.optimizer](groups, lr=config.lr, betas=betas)
-
-
-def _endless(batches: Iterable[Batch]) -> Iterator[Batch]:
-    if iter(batches) is batches:  # an iterator can be read once only
-        yield from batches
-        raise ValueError("data: the iterator ended before the run; give a list, or a TokenStream")
-    while True:
-        empty = True
-        for batch in batches:
-            empty = False
-            yield batch
-        if empty:
-            raise ValueError("data: holds no batch")

@@ -1,13 +1,14 @@
-"""The splitter, compiled: cuts bytes where a pattern does, by a table instead of a regex engine.
+r"""The splitter, compiled: cuts bytes where a pattern does, by a table instead of a regex engine.
 
-A split pattern asks only for kinds of characters and never looks far ahead, so a finite-state machine
-can do its work. It reads one character at a time and says where the text before it is cut. Whether
-white space belongs to the word behind it is only known when that word comes, so a cut can be in three
-places:
-                          ┌ NEWLINE   behind the last newline
-                          │  ┌ BEFORE  before the last character but one
-                          │  │  ┌ HERE  before the character just read
-    "x\\n  w" with w read:  x  \\n ␣  ␣ w       cut at NEWLINE and BEFORE: x | \\n | ␣ | ␣w
+A split pattern asks only for kinds of characters and never looks far ahead, so a finite-state
+machine can do its work. It reads one character at a time and says where the text before it is cut.
+Whether white space belongs to the word behind it is only known when that word comes, so a cut can
+be in three places:
+
+    x \n ␣ ␣ w        w is being read: cut at NEWLINE and BEFORE, the pieces are x, \n, ␣, ␣w
+        │ │ └ HERE       before the character that is being read
+        │ └── BEFORE     before the one in front of it
+        └──── NEWLINE    behind the last newline
 
 The table has a row for each state and a column for each ASCII character. Any other character is
 looked up as its twin (unicode_classes.py). A byte that is no UTF-8 is a character of its own, `.`.
@@ -157,8 +158,8 @@ def cut(
     """Cut texts into pieces: yields `(start, ends)` for one run of pieces after the other.
 
     buffer  uint8; text k is `buffer[bounds[k] : bounds[k + 1]]`, with bounds[0] = 0
-    ends    int64, where each piece ends; the first begins at `start`, the others where the one before
-            ends. The array is used again for the next run.
+    ends    int64, where each piece ends; the first begins at `start`, the others where the one
+            before ends. The array is used again for the next run.
     """
     ends = np.empty(CHUNK_BYTES + 8, dtype=np.int64)
     text = start = 0

@@ -1,7 +1,7 @@
 """Ids in, text out, piece by piece: never half a character, never past a stop text.
 
-One character may be spread over several tokens ("é" is two bytes), and so may a stop text. What could
-still become either is held back until it is certain.
+One character may be spread over several tokens ("é" is two bytes), and so may a stop text. What
+could still become either is held back until it is certain.
 """
 
 import codecs
@@ -14,10 +14,11 @@ def stream_text(
     """Yield the text of `new_ids` as soon as it is certain; no piece is empty.
 
     new_ids  ids of `tok`, as `stream` gives them. It is not asked for more than is needed.
-    stop     texts that end the stream, wherever token boundaries fall; they are not part of what is
-             yielded. ValueError for an empty one.
-    The pieces together are tok.decode of the ids, up to the first stop text. Bytes that are not UTF-8
-    become U+FFFD. The iterator's value is "stop", or else that of `new_ids` (None for a list).
+    stop     texts that end the stream, wherever token boundaries fall; they are not part of what
+             is yielded. ValueError for an empty one.
+    The pieces together are tok.decode of the ids, up to the first stop text. Bytes that are not
+    UTF-8 become U+FFFD. The iterator's value is "stop", or else that of `new_ids` (None for a
+    list).
     """
     if isinstance(stop, str) or "" in stop:
         raise ValueError(f"stop: must be a list of texts that are not empty, got {stop!r}")

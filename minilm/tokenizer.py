@@ -16,24 +16,28 @@ surrogate in a str, are single characters that are neither letter, number nor sp
 """
 
 import hashlib
+import operator
 import os
-import re
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from . import plain, tokenizer_json
 from .bpe import BYTE_ORDER
-from .patterns import pattern_named
+from .patterns import Pattern, pattern_named
+from .special_tokens import SpecialTokens, checked_names
 from .tokenizer_json import CHAR_OF_BYTE, Contents, unspell
 
 Text = str | bytes
 
-BATCH_BYTES = 8 << 20  # texts are taken in batches of this size, which bounds the memory
-PLAIN_BYTES = 100_000  # inputs up to this size never wait for a compiler
+BATCH_BYTES = 4 << 20  # texts are taken in batches of this size, which bounds the memory
+# What plain Python does in a third of a second never waits for numba, let alone for its compiler.
+# Once the kernels are there, plain Python is faster on very small texts only.
+PLAIN_BYTES = 1 << 20
+SMALL_BYTES = 1 << 11
 END_OF_TEXT = "<|endoftext|>"
 
 
@@ -52,6 +56,7 @@ class Tokenizer:
         vocab = contents.vocab
         specials = sorted(contents.special_tokens.items(), key=lambda item: item[1])
         self.special_tokens: dict[str, int] = dict(specials)
+        self._special = SpecialTokens(self.special_tokens)
         self.special_ids = frozenset(self.special_tokens.values())
         self.eot_id = self.special_tokens.get(END_OF_TEXT)
         self.vocab_size = max(vocab.values()) + 1
@@ -71,7 +76,11 @@ class Tokenizer:
                     f"{self._tokens[number]!r}, which have a token of their own; choose another"
                 )
             self._tokens[number] = data
-        self._plain = plain.PlainEncoder(self._byte_ids, self._merges)
+        whole = set(vocab) - set(self.special_tokens) if contents.ignore_merges else ()
+        self._whole = {self._tokens[vocab[token]]: vocab[token] for token in whole}
+        self._plain = plain.PlainEncoder(self._byte_ids, self._merges, self._whole)
+        self._plain_bytes = 0  # encoded by it so far
+        self._encoders: list = []  # compiled ones, as many as threads have used at the same time
 
     # Making one
 
@@ -86,10 +95,9 @@ class Tokenizer:
     ) -> "Tokenizer":
         """Learn merges from texts; the result has at most `vocab_size` tokens.
 
-        texts           any iterable of str (or bytes), read once; a text is never merged with the
-        next vocab_size      at least 256 + the number of special tokens; it is reached unless the
-        texts run
-                        out of pairs
+        texts           any iterable of str (or bytes), read once; no token reaches into the next
+        vocab_size      at least 256 + the number of special tokens; there are fewer tokens when
+                        the texts run out of pairs
         special_tokens  get the ids 0, 1, ...; in the texts themselves they mean nothing
         pattern         "gpt2" or "gpt4": where text is cut into pieces
         min_frequency   a pair that occurs less often is not merged
@@ -99,9 +107,9 @@ class Tokenizer:
         ids. Counts are 64-bit. Raises ValueError when no text holds anything.
         """
         chosen = pattern_named(pattern)
-        names = _special_names(special_tokens)
-        if not isinstance(vocab_size, int) or isinstance(vocab_size, bool):
-            raise TypeError(f"vocab_size: must be a whole number, got {vocab_size!r}")
+        names = checked_names(special_tokens)
+        vocab_size = _whole_number("vocab_size", vocab_size)
+        min_frequency = _whole_number("min_frequency", min_frequency)
         if vocab_size < 256 + len(names):
             raise ValueError(
                 f"vocab_size: must be at least {256 + len(names)}, the 256 bytes and "
@@ -111,14 +119,8 @@ class Tokenizer:
         for byte in BYTE_ORDER:
             vocab.setdefault(CHAR_OF_BYTE[byte], len(vocab))
         merges = _learn(texts, chosen, vocab, vocab_size, min_frequency)
-        # A pair that was merged twice counts where it was merged last, as in Hugging Face's trainer.
-        last = {(left, right): k for k, (left, right, _) in enumerate(merges)}
         spelling = list(vocab)
-        pairs = [
-            (spelling[left], spelling[right])
-            for k, (left, right, _) in enumerate(merges)
-            if last[left, right] == k
-        ]
+        pairs = [(spelling[left], spelling[right]) for left, right, _ in merges]
         special = {name: vocab[name] for name in names}
         return cls(Contents(vocab, pairs, special, chosen, ignore_merges=False))
 
@@ -155,7 +157,7 @@ class Tokenizer:
         return tokenizer_json.dump(self._contents)
 
     def sha256(self) -> str:
-        """Hex digest of `to_json()`: equal for tokenizers that give the same ids."""
+        """Hex digest of `to_json()`: a name for everything that this tokenizer makes."""
         return hashlib.sha256(self.to_json()).hexdigest()
 
     def __reduce__(self):
@@ -189,21 +191,14 @@ class Tokenizer:
         """The ids of a text; `[]` for an empty one.
 
         allowed_special  which special tokens, written out in the text, become their one id: "all"
-        (as
-                         Hugging Face does), "none", or a set of them. The others are text like any.
+                         (as Hugging Face does), "none", or a set. The others are text like any.
         """
-        special = self._special_regex(allowed_special)
-        text = plain.to_text(_checked(text))
-        split = pattern_named(self.pattern).split
-        ids: list[int] = []
-        for k, part in enumerate([text] if special is None else special.split(text)):
-            if k % 2:
-                ids.append(self.special_tokens[part])
-            elif len(part) > PLAIN_BYTES:
-                ids += self._compiled.encode([plain.to_bytes(part)])[0].tolist()
-            else:
-                ids += self._plain.encode(part, split)
-        return ids
+        if not isinstance(text, str | bytes):
+            raise TypeError(f"text: must be str or bytes, got {type(text).__name__}")
+        names = self._special.allowed(allowed_special)
+        if self._compiled_for(len(text)):
+            return self._encode_compiled([_to_bytes(text)], names)[0].tolist()
+        return self._encode_plain(text, names)
 
     def encode_array(
         self, texts: Iterable[Text], allowed_special: str | Iterable[str] = "none"
@@ -215,30 +210,22 @@ class Tokenizer:
 
         Special tokens that are written out in the texts are text, unless allowed.
         """
-        special = self._special_regex(allowed_special)
+        names = self._special.allowed(allowed_special)
         ids = [np.zeros(0, dtype=np.int32)]
-        lengths = [np.zeros(1, dtype=np.int64)]
+        offsets = [np.zeros(1, dtype=np.int64)]
         for batch in _batches(texts):
-            large = sum(map(len, batch)) > PLAIN_BYTES
-            if large and not (special and any(special.search(plain.to_text(t)) for t in batch)):
-                some_ids, some_lengths = self._compiled.encode(batch)
+            if self._compiled_for(sum(map(len, batch))):
+                found, ends = self._encode_compiled(batch, names)
             else:
-                lists = [self.encode(data, allowed_special) for data in batch]
-                some_ids = np.array([i for part in lists for i in part], dtype=np.int32)
-                some_lengths = np.array([len(part) for part in lists], dtype=np.int64)
-            ids.append(some_ids)
-            lengths.append(some_lengths)
-        return np.concatenate(ids), np.cumsum(np.concatenate(lengths))
-
-    @cached_property
-    def _compiled(self):
-        """The encoder for large inputs; numba is imported only here."""
-        from .encoder import CompiledEncoder
-
-        return CompiledEncoder(self._plain, pattern_named(self.pattern))
+                lists = [self._encode_plain(text, names) for text in batch]
+                found = np.array([token for tokens in lists for token in tokens], dtype=np.int32)
+                ends = np.cumsum([len(tokens) for tokens in lists])
+            ids.append(found)
+            offsets.append(ends + offsets[-1][-1])
+        return np.concatenate(ids), np.concatenate(offsets)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text behind `ids`; bytes that are no UTF-8, such as half a character, become U+FFFD."""
+        """The text behind `ids`; bytes that are no UTF-8, like half a character, become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
@@ -254,43 +241,76 @@ class Tokenizer:
                 f"ids: must be tokens, 0 to {self.vocab_size - 1}, got {ids[k]!r} at place {k}"
             ) from None
 
-    def _special_regex(self, allowed: str | Iterable[str]) -> re.Pattern | None:
-        """A regex with one group that finds the allowed special tokens, the longest where two fit."""
-        if isinstance(allowed, str):
-            if allowed not in ("all", "none"):
-                raise ValueError(
-                    f'allowed_special: must be "all", "none" or a set, got {allowed!r}'
-                )
-            names = frozenset(self.special_tokens if allowed == "all" else ())
-        else:
-            names = frozenset(allowed)
-        if names not in self._special_regexes:
-            for name in names:
-                if name not in self.special_tokens:
-                    raise ValueError(
-                        f"allowed_special: must be among {list(self.special_tokens)}, got {name!r}"
-                    )
-            choices = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
-            self._special_regexes[names] = re.compile(f"({choices})") if names else None
-        return self._special_regexes[names]
+    # How it is done
 
-    @cached_property
-    def _special_regexes(self) -> dict[frozenset[str], re.Pattern | None]:
-        return {}
+    def _compiled_for(self, size: int) -> bool:
+        """Whether to encode so many bytes with the compiled encoder."""
+        if size < SMALL_BYTES:
+            return False
+        if "minilm.encoder" in sys.modules:
+            return True
+        self._plain_bytes += size
+        return self._plain_bytes > PLAIN_BYTES
+
+    def _encode_plain(self, text: Text, names: frozenset[str]) -> list[int]:
+        split = pattern_named(self.pattern).split
+        ids: list[int] = []
+        for k, part in enumerate(self._special.split(plain.to_text(text), names)):
+            if k % 2:
+                ids.append(part)
+            else:
+                ids += self._plain.encode(part, split)
+        return ids
+
+    def _encode_compiled(
+        self, texts: list[bytes], names: frozenset[str]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of all texts (int32), and where those of each text end (int64)."""
+        parts: list[bytes] = []
+        marks: list[tuple[int, int]] = []  # special tokens: how many parts stand before it, its id
+        last: list[int] = []  # how many parts stand before the end of each text
+        for text in texts:
+            for k, part in enumerate(self._special.split(text, names)):
+                if k % 2:
+                    marks.append((len(parts), part))
+                else:
+                    parts.append(part)
+            last.append(len(parts))
+        ids, offsets = self._encode_parts(parts)
+        if not marks:
+            return ids, offsets[last]
+        before, special_ids = np.array(marks).T
+        ids = np.insert(ids, offsets[before], special_ids)
+        return ids, offsets[last] + np.searchsorted(before, last)
+
+    def _encode_parts(self, parts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """ids (int32) and offsets (int64) of texts without special tokens."""
+        from .encoder import Encoder
+
+        try:
+            encoder = self._encoders.pop()
+        except IndexError:
+            pattern = pattern_named(self.pattern)
+            encoder = Encoder(pattern, self._byte_ids, self._merges, self._whole)
+        found = encoder.encode(parts)
+        self._encoders.append(encoder)
+        return found
 
 
 def _learn(
-    texts: Iterable[Text], pattern, vocab: dict[str, int], vocab_size: int, min_frequency: int
+    texts: Iterable[Text], pattern: Pattern, vocab: dict[str, int], vocab_size: int, least: int
 ) -> list[plain.Merge]:
-    """The merges of `texts`; `vocab` gets the new tokens. Large inputs are counted compiled."""
+    """Merges (left id, right id, id of the result), in plain Python or compiled; new tokens are
+    added to `vocab`."""
     batches = _batches(texts)
     first = next(batches, [])
-    if not any(first):
-        raise ValueError("texts: must hold some text to learn from, got none")
     byte_ids = [vocab[CHAR_OF_BYTE[byte]] for byte in range(256)]
-    if sum(map(len, first)) <= PLAIN_BYTES:  # less than a batch, so it is all there is
+    if sum(map(len, first)) <= PLAIN_BYTES:  # less than a batch: all there is
         counts = plain.count_pieces(first, pattern)
-        return plain.learn_merges(counts, byte_ids, vocab, vocab_size, min_frequency)
+        if not counts:
+            raise ValueError("texts: must hold some text to learn from, got none")
+        return plain.learn_merges(counts, byte_ids, vocab, vocab_size, least)
+
     from .counter import PieceCounter
     from .merger import learn_merges
 
@@ -298,16 +318,14 @@ def _learn(
     counter.add(first)
     for batch in batches:
         counter.add(batch)
-    # A special token's name is no token's bytes, unless it is spelled like one in tokenizer.json.
-    tokens = [unspell(name) or b"" for name in vocab]
-    merges = learn_merges(
-        counter.words, counter.counts, byte_ids, tokens, vocab_size, min_frequency
-    )
+    # Of special tokens only those count that are spelled like bytes: a merge can make them.
+    tokens = [unspell(token) or b"" for token in vocab]
+    merges = learn_merges(counter.words, counter.counts, byte_ids, tokens, vocab_size, least)
     spelling = list(vocab)
     for left, right, new_id in merges:
         if new_id == len(spelling):
             spelling.append(spelling[left] + spelling[right])
-            vocab[spelling[-1]] = new_id
+            vocab[spelling[new_id]] = new_id
     return merges
 
 
@@ -320,39 +338,28 @@ def _token_bytes(token: str) -> bytes:
     return token.encode("utf-8", "surrogatepass") if data is None else data
 
 
-def _special_names(special_tokens: Iterable[str]) -> list[str]:
-    if isinstance(special_tokens, str):
-        raise TypeError(f"special_tokens: must be several str, got the one str {special_tokens!r}")
-    names = list(special_tokens)
-    for name in names:
-        if not isinstance(name, str) or not name:
-            raise ValueError(f"special_tokens: must be str and not empty, got {name!r}")
-        if names.count(name) > 1:
-            raise ValueError(f"special_tokens: must differ, got {name!r} twice")
-        if plain.to_text(name) != name:
-            raise ValueError(f"special_tokens: must be text, got the lone surrogate in {name!r}")
-    return names
+def _whole_number(name: str, value) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: must be a whole number, got {value!r}") from None
 
 
-def _checked(text: Text) -> Text:
-    if not isinstance(text, str | bytes | bytearray):
-        raise TypeError(f"text: must be str or bytes, got {type(text).__name__}")
-    return text
+def _to_bytes(text: Text) -> bytes:
+    return text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
 
 
 def _batches(texts: Iterable[Text]) -> Iterator[list[bytes]]:
     """Texts as bytes, in lists of about BATCH_BYTES."""
-    if isinstance(texts, str | bytes | bytearray):
+    if isinstance(texts, str | bytes):
         raise TypeError("texts: must be an iterable of texts, got a single one: write [text]")
     batch: list[bytes] = []
     size = 0
     for k, text in enumerate(texts):
-        if isinstance(text, str):
-            text = text.encode("utf-8", "surrogatepass")
-        elif not isinstance(text, bytes):
+        if not isinstance(text, str | bytes):
             raise TypeError(f"texts: must hold str, got {type(text).__name__} at place {k}")
-        batch.append(text)
-        size += len(text)
+        batch.append(_to_bytes(text))
+        size += len(batch[-1])
         if size >= BATCH_BYTES:
             yield batch
             batch, size = [], 0

@@ -1,8 +1,8 @@
 """The file format of Hugging Face `tokenizers`: reading and writing tokenizer.json.
 
-Only what a byte-level BPE tokenizer needs is read; anything else in the file that would change an id
-(a normalizer, another pre-tokenizer, a prefix space, ...) is an error that names the field. Reading
-runs no code, and a file has to be smaller than MAX_BYTES.
+Only what a byte-level BPE tokenizer needs is read; anything else in the file that would change an
+id (a normalizer, another pre-tokenizer, a prefix space, ...) is an error that names the field.
+Reading runs no code, and a file may have MAX_BYTES at most.
 
 In the file a token is text, not bytes: each byte is written as one visible character, printable
 ones as themselves and the others as U+0100, U+0101, ... (so a space is `Ġ`).
@@ -23,11 +23,6 @@ CHARACTERS = [chr(code) for code in PRINTABLE] + [
 ]
 CHAR_OF_BYTE = dict(zip(BYTE_ORDER, CHARACTERS, strict=True))
 BYTE_OF_CHAR = {char: byte for byte, char in CHAR_OF_BYTE.items()}
-
-
-def spell(token: bytes) -> str:
-    """`b" the"` -> `"Ġthe"`."""
-    return "".join(CHAR_OF_BYTE[byte] for byte in token)
 
 
 def unspell(text: str) -> bytes | None:

@@ -18,7 +18,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+
+import torch
 
 from . import ops
 from .checkpoint import holds_run
@@ -32,6 +35,7 @@ from .trainconfig import TrainConfig
 
 IN_HAND = 0.05  # of the minutes: what is kept back for surprises
 CALIBRATION_STEPS = 12
+DISK_RATE = 100e6  # bytes per second: what a slow disk still writes
 
 
 def train(
@@ -40,7 +44,7 @@ def train(
     config: TrainConfig,
     *,
     tok: Tokenizer | None = None,
-    valid: TokenStream | None = None,
+    valid: TokenStream | Iterable[Batch] | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     callback: Callable[[MiniLM, dict], None] | None = None,
@@ -52,16 +56,17 @@ def train(
     data      a TokenStream (rows of context_length + 1 tokens, every window once per epoch), or
               batches {"ids", "mask"?, "segments"?}, started over when they run out
     tok       stored in the checkpoint; for the masked objective its <|mask|> token is used
-    valid     evaluated every eval_every steps and after the last
+    valid     like data, evaluated every eval_every steps and after the last
     out       the run's folder: checkpoint and history.jsonl. It must not hold another run
-    resume    go on from the checkpoint in `out`; model and config must be the run's
+    resume    go on from the checkpoint in `out`; model, data and config must be the run's
     callback  called as callback(model, row) for each row, gradients still in place
     progress  a bar on standard output; None: where that is a terminal
     started   time.perf_counter() at the start of what `minutes` counts; None: now
 
     A row has: step, tokens (seen so far), loss (nats per target), bits_per_byte (of the step's
     batch, at the stream's mean bytes per token; None where unknown), lr, grad_norm (before
-    clipping), tokens_per_second, and after a validation valid_loss and valid_bits_per_byte.
+    clipping; None where float16 overflowed and the step was skipped), tokens_per_second, and after
+    a validation valid_loss and valid_bits_per_byte.
 
     Sets torch's global seed. Raises FloatingPointError when the loss is no longer finite,
     ValueError when the arguments do not fit together. Ctrl-C ends the run after the step in
@@ -74,6 +79,7 @@ def train(
         )
     if not resume:
         config = fix_steps(model, data, config, tok=tok, valid=valid, started=started)
+    threads = torch.get_num_threads()
     run = Run(model, data, config, tok, out)
     begin = run.restore() if resume else run.start()
     steps = run.config.steps
@@ -86,7 +92,9 @@ def train(
                 last = step == steps
                 if _is_due(step, config.eval_every, last) and valid is not None:
                     with clock.paused():
-                        result = evaluate(model, valid)
+                        result = evaluate(
+                            model, run.feed.validation(valid), context_length=run.feed.T
+                        )
                     row |= {"valid_loss": result.loss, "valid_bits_per_byte": result.bits_per_byte}
                 row["tokens_per_second"] = clock.rate(run.step_tokens)
                 if _is_due(step, config.log_every, last) or "valid_loss" in row:
@@ -96,12 +104,14 @@ def train(
                             callback(model, row)
                 if _is_due(step, config.save_every, last) or interrupted:
                     with clock.paused():
+                        history.flush()
                         run.save(step)
                 history.advance()
                 if interrupted:
-                    raise KeyboardInterrupt
+                    raise KeyboardInterrupt(_how_to_go_on(step, steps, out))
     finally:
         history.close()
+        torch.set_num_threads(threads)
     return history.rows
 
 
@@ -111,14 +121,14 @@ def fix_steps(
     config: TrainConfig,
     *,
     tok: Tokenizer | None = None,
-    valid: TokenStream | None = None,
+    valid: TokenStream | Iterable[Batch] | None = None,
     started: float | None = None,
 ) -> TrainConfig:
     """`config` with a number of steps in place of minutes; as it is where it has no minutes.
 
     So many steps that the whole run since `started` (None: now) ends in time, validation and saving
-    included. A copy of the model takes a few steps and looks at a part of the validation set to find
-    out how long they take; neither counts as training. ValueError when no step would fit.
+    included. A copy of the model takes a few steps and looks at a part of the validation set to
+    find out how long they take; neither counts as training. ValueError when no step would fit.
     """
     if config.minutes is None:
         return config
@@ -132,7 +142,10 @@ def fix_steps(
         trial.step(step)
         seconds.append(time.perf_counter() - begin)
     per_step = statistics.median(seconds)  # the first ones fill caches
-    after = 1.0 + _validation_seconds(trial.model, valid)
+    validation, saving = _validation_seconds(trial, valid), _saving_seconds(model)
+    after = validation + saving
+    for seconds_each, every in ((validation, config.eval_every), (saving, config.save_every)):
+        per_step += seconds_each / every if every else 0.0
     left = config.minutes * 60 * (1 - IN_HAND) - (time.perf_counter() - started) - after
     steps = int(left / per_step)
     if steps < 1:
@@ -143,14 +156,36 @@ def fix_steps(
     return replace(config, steps=steps, minutes=None)
 
 
-def _validation_seconds(model: MiniLM, valid: TokenStream | None) -> float:
+def _validation_seconds(trial: Run, valid: TokenStream | Iterable[Batch] | None) -> float:
+    """How long one validation takes, from a part of it."""
     if valid is None:
         return 0.0
-    T = model.config.context_length
-    sample = TokenStream(valid.ids[: min(len(valid), 64 * T + 1)])
+    T = trial.feed.T
+    if isinstance(valid, TokenStream):
+        whole = len(valid)
+        part = TokenStream(valid.ids[: 64 * T + 1])
+        size = len(part)
+    else:
+        whole = sum(1 for _ in valid)
+        part = list(islice(valid, 4))
+        size = len(part)
     begin = time.perf_counter()
-    tokens = evaluate(model, sample).tokens
-    return (time.perf_counter() - begin) * len(valid) / tokens
+    evaluate(trial.model, trial.feed.validation(part), context_length=T)
+    return (time.perf_counter() - begin) * whole / size
+
+
+def _saving_seconds(model: MiniLM) -> float:
+    """How long a checkpoint takes: weights twice and two buffers of the optimizer, 4 bytes each."""
+    return 0.2 + 16 * model.num_parameters() / DISK_RATE
+
+
+def _how_to_go_on(step: int, steps: int, out: Path | None) -> str:
+    if out is None:
+        return f"stopped after step {step} of {steps}; nothing was saved, there is no `out`"
+    return (
+        f"stopped after step {step} of {steps} and saved; go on with "
+        f"train(…, out={str(out)!r}, resume=True) or minilm train --resume {out}"
+    )
 
 
 class Clock:

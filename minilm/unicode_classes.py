@@ -142,7 +142,7 @@ def hugging_face_ranges(regex: str) -> str:
     try:
         from tokenizers import Regex, pre_tokenizers
     except ImportError:
-        raise ImportError('tokenizers is not installed: pip install "minilm[dev]"') from None
+        raise ImportError("tokenizers is not installed: pip install tokenizers") from None
 
     everything = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))
     keep = pre_tokenizers.Split(Regex(f"[^{regex}]+"), "removed")

@@ -1,6 +1,6 @@
 """Numbers for pieces, compiled: equal pieces get the same number, new ones the next.
 
-Text repeats itself: of ten megabytes of Python only four per cent are pieces not seen before. So the
+Text repeats itself: in ten megabytes of Python four per cent are pieces not seen before. So the
 work for a piece is done once, and the rest is finding its number again, in a hash table:
 
     slots   key │ number │ key │ number │ ...       both 64 bits: one cache line fetched per look-up
@@ -24,7 +24,7 @@ PADDING = 16  # bytes that may be read behind the last one
 
 
 def join(texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Texts as one padded buffer (uint8) and their bounds (int64, one more than there are texts)."""
+    """Texts as one padded buffer (uint8), and their bounds (int64, one more than texts)."""
     bounds = np.zeros(len(texts) + 1, dtype=np.int64)
     np.cumsum([len(text) for text in texts], out=bounds[1:])
     padding = bytes(PADDING - bounds[-1] % 8)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 
 import pytest
 import torch
@@ -182,6 +183,49 @@ def test_a_kill_between_two_moves_leaves_a_run_that_can_go_on(tmp_path, monkeypa
                 pass
         saved, values, _ = load_training_state(folder)
         assert equal(saved, models[values["step"]])
+        assert any(equal(load(folder)[0], m) for m in models)  # nor is the model lost for use
+
+
+def test_a_truncated_run_is_one_sentence(tmp_path):
+    folder = tmp_path / "a"
+    save_checkpoint(folder, MiniLM(CONFIG), training=({"step": 1}, {}))
+    data = (folder / "training.safetensors").read_bytes()
+    for n in (0, 5, len(data) // 2, len(data) - 1):
+        (folder / "training.safetensors").write_bytes(data[:n])
+        with pytest.raises(ValueError, match="truncated or damaged") as caught:
+            load_training_state(folder)
+        assert "\n" not in str(caught.value)
+
+
+def test_float64_weights_keep_their_bits(tmp_path):
+    model = MiniLM(CONFIG).double()
+    with torch.no_grad():
+        model.head_weight.add_(torch.rand(model.head_weight.shape).double() * 1e-12)
+    save_checkpoint(tmp_path / "a", model, training=({"step": 1}, {}))
+    assert equal(load_training_state(tmp_path / "a")[0], model)
+    assert load(tmp_path / "a")[0].head_weight.dtype == torch.float32
+    assert equal(load(tmp_path / "a", dtype=torch.float64)[0], model)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no limit on the size of a file")
+def test_the_system_refuses_to_write(tmp_path):
+    """Not a stand-in for a full disk but a real refusal, in the middle of a file."""
+    import resource
+
+    old = MiniLM(CONFIG)
+    save_checkpoint(tmp_path, old, training=({"step": 1}, {}))
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before["model.safetensors"]) // 2, limits[1]))
+    try:
+        with pytest.raises(OSError, match="could not be written") as caught:
+            save_checkpoint(tmp_path, MiniLM(CONFIG), training=({"step": 2}, {}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "\n" not in str(caught.value)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
 def test_a_file_of_another_program_is_refused(tmp_path):

@@ -133,10 +133,17 @@ def test_torch_plan():
         assert plan == [from_index("https://example.org/torch"), pin]
 
 
+NEEDS = """[build-system]
+requires = ["hatchling"]
+[project]
+name = "x"
+"""
+
+
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
     """A project folder in which set-up only notes what it would run, and makes a fake .venv."""
-    (tmp_path / "pyproject.toml").write_text("[project]", encoding="utf-8")
+    (tmp_path / "pyproject.toml").write_text(NEEDS, encoding="utf-8")
     ran, state = [], {"starts": True, "fails": ""}
 
     def step(title, command, hint=""):
@@ -218,7 +225,10 @@ def test_when_its_python_no_longer_starts_it_is_made_anew(machine):
 
 def test_after_a_change_of_pyproject_it_is_added_to(machine):
     machine("dev")
-    (machine.folder / "pyproject.toml").write_text("[project] # more", encoding="utf-8")
+    settings = machine.folder / "pyproject.toml"
+    settings.write_text(NEEDS + "# a remark\n[tool.ruff]\n", encoding="utf-8")
+    assert machine("lab") == []
+    settings.write_text(NEEDS + 'version = "2"\n', encoding="utf-8")
     assert machine("lab") == [".[dev]", FRESH[-1]]
     assert machine("dev") == []
 

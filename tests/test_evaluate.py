@@ -36,6 +36,30 @@ def test_every_token_but_the_first_is_predicted_once(n):
     assert result.bits_per_byte == pytest.approx(total / math.log(2) / 1000, rel=1e-5)
 
 
+def test_the_windows_may_be_shorter_or_longer_than_the_model_was_made_for():
+    model, stream = MiniLM(CONFIG), make_stream(41)
+    for T in (5, 20):
+        rows = torch.from_numpy(stream.ids.astype(np.int64)).unfold(0, T + 1, T)
+        expected = model.loss(rows).item()  # 40 targets are whole windows of either length
+        result = evaluate(model, stream, context_length=T)
+        assert result.tokens == 40 and result.loss == pytest.approx(expected, rel=1e-5)
+    assert evaluate(model, stream, context_length=5) != evaluate(model, stream)
+
+
+def test_the_matrix_products_may_be_bfloat16():
+    model, stream = MiniLM(CONFIG), make_stream(100)
+    full, half = evaluate(model, stream), evaluate(model, stream, dtype="bfloat16")
+    assert half.loss != full.loss and half.loss == pytest.approx(full.loss, rel=1e-2)
+    with pytest.raises(ValueError, match="dtype: must be float32, bfloat16 or float16, got int8"):
+        evaluate(model, stream, dtype=torch.int8)
+
+
+def test_a_model_that_sees_the_next_token_is_not_asked_for_it():
+    model = MiniLM(ModelConfig.from_dict(CONFIG.to_dict() | {"causal": False}))
+    with pytest.raises(ValueError, match="not causal and sees the next token"):
+        evaluate(model, make_stream(30))
+
+
 def test_unknown_bytes_give_no_bits_per_byte():
     assert evaluate(MiniLM(CONFIG), make_stream(30, None)).bits_per_byte is None
 

@@ -179,7 +179,8 @@ def test_loss_takes_one_token_more_than_the_context():
 def test_first_loss_is_ln_v(position):
     model = MiniLM(config(vocab_size=500, d_model=64, position=position))
     ids = torch.randint(0, 500, (64, T))
-    assert model.loss(ids).item() == pytest.approx(math.log(500), abs=0.3)
+    # Logits of variance 1/4 cost 1/8 nat beyond a uniform guess.
+    assert model.loss(ids).item() == pytest.approx(math.log(500) + 1 / 8, abs=0.08)
     torch.nn.init.normal_(model.token_embedding.weight)  # as torch initialises an embedding
     assert model.loss(ids).item() > math.log(500) + 3
 

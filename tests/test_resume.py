@@ -15,7 +15,9 @@ import torch
 
 from minilm import checkpoint
 from minilm.data import TokenStream
+from minilm.history import History
 from minilm.model import MiniLM, ModelConfig
+from minilm.run import Run
 from minilm.train import train
 from minilm.trainconfig import TrainConfig
 
@@ -106,6 +108,66 @@ def test_without_the_optimizer_state_it_would_be_another_run(tmp_path, whole, mo
     assert exact(rows) != whole["float32", "adamw"]
 
 
+def test_another_stream_is_refused(tmp_path):
+    train(make_model(), make_stream(), make_config(steps=2), out=tmp_path)
+    ids = make_stream().ids.copy()
+    ids[-1] ^= 1
+    for other in (TokenStream(ids, 1500, 40), TokenStream(ids[1:], 1500, 40)):
+        with pytest.raises(ValueError, match="data: the run in .* was begun with a stream of 500"):
+            train(make_model(), other, make_config(steps=2), out=tmp_path, resume=True)
+
+
+def test_what_was_read_is_no_view_of_the_file(tmp_path, monkeypatch):
+    """A save replaces the file, which Windows allows only where nothing is mapped from it."""
+    train(make_model(), make_stream(), make_config(steps=2), out=tmp_path)
+    real, read = checkpoint.load_training_state, {}
+
+    def watch(folder):
+        model, values, tensors = real(folder)
+        read.update(tensors)
+        return model, values, tensors
+
+    monkeypatch.setattr("minilm.run.load_training_state", watch)
+    run = Run(make_model(), make_stream(), make_config(steps=2), None, tmp_path)
+    run.restore()
+    states = run.optimizer.state.values()
+    kept = {t.data_ptr() for state in states for t in state.values() if torch.is_tensor(t)}
+    assert len(kept) == 2 * len(list(run.model.parameters()))
+    assert kept.isdisjoint(t.data_ptr() for t in read.values())
+
+
+def test_the_loss_scale_goes_on_too(tmp_path):
+    config = make_config(steps=2, dtype="float16")
+    run = Run(make_model(), make_stream(), config, None, tmp_path)
+    run.scaler.scale, run.scaler.good_steps = 8.0, 3
+    run.save(1)
+    run = Run(make_model(), make_stream(), config, None, tmp_path)
+    assert run.restore() == 1
+    assert run.scaler.to_dict() == {"scale": 8.0, "good_steps": 3}
+
+
+def test_the_history_is_on_the_disk_before_the_checkpoint(tmp_path, monkeypatch):
+    order = []
+    monkeypatch.setattr(History, "flush", lambda self: order.append(len(self.rows)))
+    monkeypatch.setattr(Run, "save", lambda self, step: order.append(f"save {step}"))
+    train(make_model(), make_stream(), make_config(steps=7), out=tmp_path)
+    assert order == [5, "save 5", 7, "save 7"]
+
+
+def test_given_batches_go_on_where_they_were(tmp_path):
+    batches = [make_stream().batch_at(step, 2, 8) for step in range(7)]
+    config = make_config(steps=17)
+    straight = train(make_model(), batches, config)
+
+    def halt(model, row):
+        if row["step"] == 12:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(make_model(), batches, config, out=tmp_path, callback=halt)
+    assert exact(train(make_model(), batches, config, out=tmp_path, resume=True)) == exact(straight)
+
+
 def test_minutes_are_not_measured_again(tmp_path):
     config = make_config(steps=None, minutes=0.03, save_every=2)
     rows = train(make_model(), make_stream(), config, out=tmp_path)
@@ -136,12 +198,14 @@ def test_ctrl_c_ends_after_the_step_and_saves(tmp_path, whole):
         if row["step"] == 8:
             signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=r"after step 8 of 24 and saved.*resume=True\)"):
         train(make_model(), make_stream(), make_config(), out=tmp_path, callback=press)
     assert checkpoint.load_training_state(tmp_path)[1]["step"] == 8
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     rows = train(make_model(), make_stream(), make_config(), out=tmp_path, resume=True)
     assert exact(rows) == whole["float32", "adamw"]
+    with pytest.raises(KeyboardInterrupt, match="after step 8 of 24; nothing was saved"):
+        train(make_model(), make_stream(), make_config(), callback=press)
 
 
 CHILD = """

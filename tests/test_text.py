@@ -62,7 +62,8 @@ def test_stop_texts_over_any_token_boundaries():
     rng = random.Random(0)
     for _ in range(300):
         text = "".join(rng.choices("ab\n", k=rng.randint(1, 9)))
-        stops = ["".join(rng.choices("ab\n", k=rng.randint(1, 3))) for _ in range(rng.randint(0, 2))]
+        sizes = [rng.randint(1, 3) for _ in range(rng.randint(0, 2))]
+        stops = ["".join(rng.choices("ab\n", k=size)) for size in sizes]
         expected = first_stop(text, stops)
         data = text.encode()
         for tokens in itertools.islice(cuts(data), 40):
@@ -82,7 +83,8 @@ def test_nothing_more_is_asked_for_after_a_stop():
             asked.append(i)
             yield i
 
-    pieces = stream_text(ids(), Pieces(*[b"a", b"b", b";", b"c", b"d", b"e", b"f", b"g", b"h"]), [";"])
+    letters = [bytes([byte]) for byte in b"ab;cdefgh"]
+    pieces = stream_text(ids(), Pieces(*letters), [";"])
     assert "".join(pieces) == "ab"
     assert asked == [0, 1, 2]
 

@@ -2,15 +2,19 @@
 
 import json
 import math
-import time
+import sys
+import types
 
 import numpy as np
 import pytest
 import torch
 
 from minilm.data import TokenStream
+from minilm.evaluate import batch_loss
+from minilm.feed import Feed
 from minilm.model import MiniLM, ModelConfig
 from minilm.optim import AdamW, warmup_cosine
+from minilm.pairs import pair_batch
 from minilm.precision import LossScaler
 from minilm.run import Run, make_optimizer, pick_device
 from minilm.tokenizer import Tokenizer
@@ -121,12 +125,12 @@ def test_the_masked_objective_learns_and_hides_what_it_asks_for():
     config = TrainConfig(
         steps=150, batch_size=8, lr=1e-2, objective="masked", mask_p=0.2, weight_decay=0.0
     )
-    run = Run(model, stream, config, tok, None)
-    batch = run._batch(1)
+    feed = Feed(stream, config, model.config, tok)
+    batch = feed.batch(1)
     hidden = batch["ids"] == tok.special_tokens["<|mask|>"]
     assert hidden.any() and bool((batch["mask"] | ~hidden).all())
     assert batch["ids"].shape == (8, 8)  # no shift, so T and not T + 1
-    again = run._batch(1)
+    again = feed.batch(1)
     assert all(torch.equal(batch[n], again[n]) for n in batch)  # a function of the step
     rows = train(model, stream, config, tok=tok)
     late = sum(row["loss"] for row in rows[-20:]) / 20
@@ -134,6 +138,66 @@ def test_the_masked_objective_learns_and_hides_what_it_asks_for():
         late < 1.5 < math.log(8) < rows[0]["loss"]
     )  # eight letters, told apart by their neighbours
     assert rows[0]["bits_per_byte"] is None
+
+
+def masked_setup(**changes):
+    model = make_model(causal=False)
+    config = TrainConfig(steps=3, batch_size=2, objective="masked", mask_id=39, **changes)
+    return model, config
+
+
+def test_the_masked_objective_is_validated_in_one_way_and_without_bits_per_byte():
+    model, config = masked_setup(seed=5)
+    valid = make_stream(100)
+    feed = Feed(make_stream(), config, model.config)
+    ids = [list(map(torch.Tensor.tolist, b.values())) for b in feed.validation(valid)]
+    other = Feed(make_stream(), masked_setup(seed=6)[1], model.config)
+    assert ids == [list(map(torch.Tensor.tolist, b.values())) for b in other.validation(valid)]
+    rows = train(model, make_stream(), config, valid=valid)
+    assert 0 < rows[-1]["valid_loss"] < 6 and rows[-1]["valid_bits_per_byte"] is None
+
+
+def test_each_step_and_seed_has_its_own_corruption():
+    batch = make_stream().batch_at(0, 2, 8)
+    model, config = masked_setup(seed=1, mask_p=0.5)
+    feed = Feed([batch], config, model.config)
+    masks = [feed.batch(step)["mask"] for step in (1, 2)]
+    masks.append(Feed([batch], masked_setup(seed=2, mask_p=0.5)[1], model.config).batch(1)["mask"])
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        assert not torch.equal(masks[i], masks[j])
+
+
+def test_given_batches_come_in_order_and_again():
+    batches = [make_stream().batch_at(step, 2, 8) for step in range(3)]
+    config = TrainConfig(steps=9)
+    feed, late = (Feed(batches, config, make_model().config) for _ in range(2))
+    assert [feed.batch(step) is batches[(step - 1) % 3] for step in range(1, 8)] == [True] * 7
+    assert late.batch(6) is batches[2]
+
+
+def test_padding_is_neither_hidden_from_nor_asked_of_a_masked_model():
+    model, config = masked_setup(mask_p=1.0)
+    batch = pair_batch([([1, 2], [3]), ([4], [5, 6, 7, 8, 9])], 8, pad_id=0)
+    made = Feed([batch], config, model.config).batch(1)
+    real = batch["segments"][:, :8] >= 0
+    assert torch.equal(made["mask"], real) and torch.equal(made["segments"] >= 0, real)
+    loss = batch_loss(model, made)
+    made["ids"] = torch.where(real, made["ids"], 17)  # other padding changes nothing
+    torch.testing.assert_close(batch_loss(model, made), loss)
+
+
+def test_a_float16_step_that_overflows_is_skipped_and_said_so():
+    model = make_model()
+    before = [p.clone() for p in model.parameters()]
+    config = TrainConfig(steps=2, batch_size=2, dtype="float16")  # the last step has min_lr = 0
+    run = Run(model, make_stream(), config, None, None)
+    run.start()
+    run.scaler.scale = 2.0**60
+    assert run.step(1)["grad_norm"] is None and run.scaler.scale == 2.0**59
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    run.scaler.scale = 2.0**10
+    assert run.step(1)["grad_norm"] > 0  # control: without the overflow it is taken
+    assert not all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -190,18 +254,62 @@ def test_the_callback_sees_gradients():
     assert seen == [(2, True), (4, True)]
 
 
-def test_minutes_become_steps_that_fit():
+@pytest.fixture
+def clock(monkeypatch) -> list[float]:
+    """A clock that stands still but for what is known to take time: clock[0] is now, in seconds."""
+    module, now = sys.modules["minilm.train"], [1000.0]
+
+    def lasting(seconds, work):
+        def slow(*args, **options):
+            result = work(*args, **options)
+            now[0] += seconds(result)
+            return result
+
+        return slow
+
+    monkeypatch.setattr(module, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(Run, "step", lasting(lambda row: 0.1, Run.step))
+    monkeypatch.setattr(Run, "save", lasting(lambda _: 0.15, Run.save))
+    validation = lasting(lambda result: 0.005 * result.tokens, module.evaluate)
+    monkeypatch.setattr(module, "evaluate", validation)
+    return now
+
+
+@pytest.mark.parametrize("changes", [{}, {"eval_every": 20}, {"eval_every": 50, "save_every": 5}])
+def test_minutes_count_everything(clock, tmp_path, changes):
+    """60 s from `started`: 5 s are over, a step takes 0.1 s, a validation 1.5 s, saving 0.15 s."""
+    started = clock[0] - 5
+    config = TrainConfig(minutes=1.0, batch_size=2, **changes)
+    model, valid = make_model(), make_stream(301)
+    rows = train(model, make_stream(), config, valid=valid, out=tmp_path, started=started)
+    assert 60 * 0.85 < clock[0] - started < 60 * 0.97  # 5 % in hand, of which rounding takes some
+    assert rows[-1]["lr"] == 0.0 and "valid_loss" in rows[-1]  # the schedule ran to its end
+
+
+def test_minutes_are_turned_into_steps_without_training(clock):
     model, stream = make_model(), make_stream()
     before = [p.clone() for p in model.parameters()]
-    config = fix_steps(model, stream, TrainConfig(minutes=0.05, batch_size=2), valid=stream)
-    assert config.minutes is None and config.steps >= 1
+    config = fix_steps(model, stream, TrainConfig(minutes=0.5, batch_size=2))
+    assert config.minutes is None and 250 < config.steps < 300
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
-    begin = time.perf_counter()
-    train(model, stream, TrainConfig(minutes=0.05, batch_size=2), valid=stream)
-    assert time.perf_counter() - begin < 3.5  # 3 s, and some air for a busy machine
-    started = time.perf_counter() - 60
+    batches = [stream.batch_at(0, 2, 8)] * 3  # 16 targets each
+    fewer = fix_steps(model, batches, TrainConfig(minutes=0.5), valid=batches * 40)
+    assert config.steps - fewer.steps == pytest.approx(40 * 3 * 16 * 0.005 / 0.1, abs=5)
     with pytest.raises(ValueError, match="over before the first step"):
-        fix_steps(model, stream, TrainConfig(minutes=0.5, batch_size=2), started=started)
+        fix_steps(model, stream, TrainConfig(minutes=0.5), started=clock[0] - 30)
+
+
+def test_the_number_of_threads_is_as_before():
+    before = torch.get_num_threads()
+    seen = []
+    config = TrainConfig(steps=1, batch_size=2, threads=before + 1)
+    train(
+        make_model(),
+        make_stream(),
+        config,
+        callback=lambda *_: seen.append(torch.get_num_threads()),
+    )
+    assert seen == [before + 1] and torch.get_num_threads() == before
 
 
 def test_what_does_not_fit_together_is_refused(tmp_path):

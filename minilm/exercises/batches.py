@@ -1,5 +1,7 @@
 """Exercises of notebook 02: what the model is asked, and which answers count."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -32,7 +34,7 @@ def my_targets(ids):
 def _(targets, trial):
     trial.on_error = "ids is (B, T + 1): cut along the second dimension and return two tensors."
     generator = torch.Generator().manual_seed(0)
-    for B, L in ((1, 2), (1, 6), (3, 5), (5, 5), (4, 9)):
+    for B, L in ((1, 6), (1, 2), (3, 5), (5, 5), (4, 9)):
         ids = torch.arange(B * L).view(B, L) + torch.randint(50, (1,), generator=generator)
         got = targets(ids)
         pair = isinstance(got, tuple | list) and len(got) == 2
@@ -48,7 +50,8 @@ def _(targets, trial):
             (ids.roll(1, 1)[:, :-1], "shifted the wrong way: that asks for the token before."),
         ]
         hint = "inputs are all tokens of a row but the last."
-        trial.close(got[0], inputs, "the inputs are wrong", hint, mistakes)
+        slips = [(want, "inputs and targets are swapped: return inputs, targets."), mistakes[2]]
+        trial.close(got[0], inputs, "the inputs are wrong", hint, slips)
         hint = "targets[b, t] is ids[b, t + 1]."
         trial.close(got[1], want, "the targets are not the next tokens", hint, mistakes)
 
@@ -83,7 +86,7 @@ def my_prompt_loss(losses, prompt_lengths, lengths):
 def _(prompt_loss, trial):
     trial.on_error = "compare positions (T,) with lengths (B, 1), and beware of dividing by 0."
     T = 6
-    for prompt, length in ((3, 6), (1, 7), (0, 4), (2, 3)):
+    for prompt, length in ((3, 5), (3, 6), (1, 7), (0, 4)):
         want = [t for t in range(T) if prompt <= t + 1 < length]
         got = []
         for t in range(T):  # which positions can move the result?
@@ -190,7 +193,9 @@ def _(windows, trial):
         1 / 2048: "that is the probability; the loss is minus its logarithm.",
         2048.0: "that is the number of choices; the loss is its logarithm.",
         0.0: "0 would be a model that is certain, and right, each time.",
-        -7.6246: "a probability below 1 has a negative logarithm, and the loss turns the sign.",
+        -math.log(
+            2048
+        ): "a probability below 1 has a negative logarithm, and the loss turns the sign.",
     },
     otherwise="what is -ln p when p is 1/2048?",
     because="Nothing but ln V: a new model should start there, and a loss above it means certain "

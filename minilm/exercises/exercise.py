@@ -59,7 +59,8 @@ class Exercise:
 
     function    the solution, with the markers in its source; its docstring is the statement
     forbidden   what the answer may not call because it is the exercise itself: names of torch
-                operations ("softmax") or prefixes of modules ("torch.optim"); minilm always counts
+                operations ("softmax"), modules or functions of Python ("torch.optim",
+                "torch.autograd.grad"); all of minilm is forbidden anyway
     in_place    parameters that the answer changes; all others must come back as they were
     """
 

@@ -156,6 +156,9 @@ def _(head, trial):
         mean, value = head(even, *w), even @ w[2].T
         trial.close(mean, value, "the weights of a position do not sum to 1", hint)
         trial.close(got, want, "the values differ from softmax(Q Kᵀ / √D + mask) V", hint)
+        want = F.scaled_dot_product_attention(50 * q, 50 * k, 50 * v, is_causal=True)
+        hint = "a softmax written out must subtract the maximum of each row first."
+        trial.close(head(50 * x, *w), want, "scores in the thousands go wrong", hint)
 
 
 @exercise(
@@ -221,7 +224,7 @@ def _(leaks, trial):
         (lambda x: x, False, "that copies its input", own),
         (rounding, False, "that is causal up to rounding", "compare with atol=1e-5."),
         (adds(-1, 0), True, "whose position 0 sees the last token", far),
-        (adds(1, 0), True, "whose position 0 sees position 1, and no other leaks", every),
+        (adds(1, 0), True, "whose position 0 alone sees the next", every),
         (adds(-1, -2), True, "whose last but one position sees the last", every),
         (adds(4, 2, feature=3), True, "where one feature of position 2 sees position 4", every),
         (adds(-1, 1, 0.01), True, "whose leak has 1 % of the size of x", "1e-5 is the limit."),
@@ -231,11 +234,10 @@ def _(leaks, trial):
     for head, want, what, hint in cases:
         head.__name__ = "head"
         x = torch.randn(2, 7, 4, generator=generator)
-        verdict = {True: "leaks", False: "does not leak"}
         got = bool(leaks(head, x))
-        text = f"it says that a head {what} {verdict[got]}"
+        text = f"it finds {'a' if got else 'no'} leak in a head {what}"
         trial.require(got == want, text, hint)
-    text = "it says that a head leaks where there is one position"
+    text = "it finds a leak where there is one position"
     x = torch.randn(1, 1, 4, generator=generator)
     trial.require(not leaks(causal, x), text, "one position has no future.")
 

@@ -170,6 +170,7 @@ def _(choose, trial):
     draw = random.Random(2)
     cases = [
         {(1, 2): 3, (2, 3): 5},
+        {(50, 4): 5, (11, 5): 5, (2, 9): 5, (1, 1): 4, (90, 3): 5, (7, 0): 5, (60, 6): 5},
         {(4, 4): 2, (4, 1): 2, (9, 0): 1},
         {(2, 5): 7, (1, 8): 7},
         {(1, 8): 7, (2, 5): 7},
@@ -188,6 +189,7 @@ def _(choose, trial):
             (max(top), "of equally frequent pairs take the smallest, not the largest."),
             (min(counts), "the count comes first; the ids only settle ties."),
             (min(top, key=str), "compare ids as numbers: as text, 31 is below 4."),
+            (min(top, key=lambda pair: pair[::-1]), "compare the left ids before the right ids."),
         ]
         if len(top) == 1:
             mistakes = [(min(counts, key=counts.get), "the most frequent, not the rarest.")]

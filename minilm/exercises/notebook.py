@@ -10,6 +10,7 @@ puts the new text into the cells. `run_solutions` proves that the exercises of a
 solved where they stand: solutions in place of stubs, one kernel, only the cells that are needed.
 """
 
+import ast
 import json
 import re
 import symtable
@@ -97,6 +98,29 @@ def update_stubs(path: str | Path) -> list[str]:
     return changed
 
 
+class _PlainScopes(ast.NodeTransformer):
+    """Rewrites what a symbol table does not tell apart.
+
+    It counts `n += 1` as an assignment only, and from Python 3.12 on it gives the variables of a
+    comprehension to the scope around it, those of a generator expression not.
+    """
+
+    def visit_ListComp(self, node):
+        self.generic_visit(node)
+        return ast.GeneratorExp(node.elt, node.generators)
+
+    visit_SetComp = visit_ListComp
+
+    def visit_DictComp(self, node):
+        self.generic_visit(node)
+        return ast.GeneratorExp(ast.Tuple([node.key, node.value], ast.Load()), node.generators)
+
+    def visit_AugAssign(self, node):
+        self.generic_visit(node)
+        before = ast.parse(ast.unparse(node.target), mode="eval").body
+        return ast.Assign([node.target], ast.BinOp(before, node.op, node.value))
+
+
 def names_in(source: str) -> tuple[set[str], set[str]]:
     """(names that a cell defines, names that it uses and may have from an earlier cell)."""
     code = re.sub(r"^(\s*)[%!?].*$", r"\1pass", source, flags=re.MULTILINE)  # IPython's commands
@@ -111,7 +135,8 @@ def names_in(source: str) -> tuple[set[str], set[str]]:
         for child in table.get_children():
             visit(child, False)
 
-    visit(symtable.symtable(code, "cell", "exec"), True)
+    tree = ast.fix_missing_locations(_PlainScopes().visit(ast.parse(code)))
+    visit(symtable.symtable(ast.unparse(tree), "cell", "exec"), True)
     return defined, used
 
 
@@ -198,7 +223,7 @@ def _execute(notebook, folder: Path, timeout: int) -> None:
         timeout=timeout,
         allow_errors=True,
         resources={"metadata": {"path": str(folder)}},
-    ).execute()
+    ).execute(cleanup_kc=True)
 
 
 def main(paths: list[str]) -> None:

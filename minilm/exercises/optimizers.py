@@ -9,7 +9,7 @@ from .exercise import exercise, predict
 from .trial import guarded
 
 NOTEBOOK = "06_training_loop"
-INSIDE = "write to p[...] and its like only, not past their ends."
+INSIDE = "write to the elements of the tensors only, not past their ends."
 
 
 @exercise(
@@ -29,7 +29,8 @@ def my_adamw_step(p, grad, m, v, *, step, lr, betas, eps, weight_decay):
 
     p, grad, m, v: tensors of one shape; step counts from 1; betas: (beta1, beta2).
     m ← beta1 m + (1 - beta1) grad;  v ← beta2 v + (1 - beta2) grad²;
-    p ← p - lr · weight_decay · p - lr · m̂ / (√v̂ + eps), with m̂, v̂: corrected for their start at 0.
+    p ← p - lr · weight_decay · p - lr · m̂ / (√v̂ + eps), where m̂ and v̂ are m and v, corrected
+    for their start at 0.
     """
     # solution:
     beta1, beta2 = betas
@@ -133,7 +134,7 @@ def _cosine(progress, lr, min_lr):
 def _(warmup_cosine, trial):
     trial.on_error = "warmup may be 0, and steps as small as warmup: do not divide by 0."
     for steps, warmup, lr, low in ((10, 0, 1.0, 0.0), (100, 10, 3e-3, 3e-4), (7, 3, 0.5, 0.1)):
-        for step in range(1, steps + 4):
+        for step in range(steps + 3, 0, -1):  # the end first: slips differ most there
             rest = steps - warmup
             progress = (step - warmup) / rest
             want = lr * step / warmup if step <= warmup else _cosine(min(progress, 1), lr, low)
@@ -156,15 +157,15 @@ def _(warmup_cosine, trial):
                     (_cosine((step - 1 - warmup) / rest, lr, low), "at step = steps it is min_lr."),
                 ],
                 "end": [
-                    (_cosine(progress, lr, low), "behind step = steps the rate stays at min_lr, "
+                    (_cosine(progress, lr, low), "after step = steps the rate stays at min_lr, "
                      "where a cosine would rise again."),
-                    (_cosine(step / steps, lr, low), "behind step = steps it stays at min_lr."),
+                    (_cosine(step / steps, lr, low), "after step = steps it stays at min_lr."),
                     (0.0, "the cosine ends at min_lr, not at 0."),
                 ],
             }[part]  # fmt: skip
             wide = [(torch.tensor(value, dtype=torch.float64), hint) for value, hint in mistakes]
             got = warmup_cosine(step, steps=steps, warmup=warmup, lr=lr, min_lr=low)
-            text = f"{trial.last_call} gave {float(got):.4g}, expected {want:.4g}"
+            text = f"{trial.last_call} gave {float(got):.6g}, expected {want:.6g}"
             hint = "draw it: a line up, half a cosine down, then flat."
             trial.close(got, torch.tensor(want, dtype=torch.float64), text, hint, wide)
     got = warmup_cosine(3, steps=3, warmup=3, lr=1.0, min_lr=0.1)
@@ -255,7 +256,8 @@ def _(lion_step, trial):
         0.05: "that is SGD, lr times the gradient: Adam divides by the gradient's own size.",
         0.005: "m is 0.1 · gradient at first, but the correction divides it by 1 - beta1 = 0.1.",
         5.0: "the gradient says where to go, not how far.",
-        0.0316: "both corrections count: m / 0.1 and v / 0.001.",
+        0.001: "v is corrected there, and m is not: it is divided by 1 - beta1 = 0.1 as well.",
+        0.01 * 0.1 / math.sqrt(0.001): "m and v start at 0: divide m by 0.1 and v by 0.001 first.",
         -0.01: "how far, not where to: a positive number.",
     },
     otherwise="what is m̂ / √v̂ when there has been one gradient only?",

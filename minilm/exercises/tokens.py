@@ -44,6 +44,7 @@ def _(encode, trial):
     a, b, c, d = 97, 98, 99, 100
     cases = [
         ([a, b], [(a, b)]),
+        ([a, a, a, a, a, a, c], [(a, a), (256, a), (256, 257), (a, c)]),  # each slip shows here
         ([a, b, c], [(a, b), (256, c)]),
         ([a, a, a], [(a, a)]),
         ([a, a, a, a, a], [(a, a), (256, 256)]),
@@ -71,6 +72,7 @@ def _(encode, trial):
                 "rank decides, not place: of the whole piece, what was learned first goes first.",
             ),
             (_by_rank(ids, merges, steps=1), "go on until no merge applies any more."),
+            (_latest(ids, merges), "the merge that was learned first goes first, not the last."),
         ]
         hint = "again and again: find the pair that was learned first, and merge it."
         trial.equal(list(encode(ids, merges)), want, hint, mistakes)
@@ -105,6 +107,13 @@ def _leftmost(ids, merges):
     while places := [i for i, pair in enumerate(_pairs(ids)) if pair in merges]:
         i = places[0]
         ids = ids[:i] + [256 + merges.index(_pairs(ids)[i])] + ids[i + 2 :]
+    return ids
+
+
+def _latest(ids, merges):
+    while known := [pair for pair in merges if pair in _pairs(ids)]:
+        i = _pairs(ids).index(known[-1])
+        ids = ids[:i] + [256 + merges.index(known[-1])] + ids[i + 2 :]
     return ids
 
 

@@ -145,19 +145,18 @@ class _SeenOperations(TorchFunctionMode):
 
 @contextlib.contextmanager
 def calls_to(forbidden: tuple[str, ...]):
-    """The list of forbidden calls made inside the block: torch operations, modules, minilm itself.
+    """The list of forbidden calls made inside the block: torch operations, paths, minilm itself.
 
     minilm.exercises does not count: a check hands models of its own to an answer.
     """
     called: list[str] = []
-    modules = ("minilm", *(name for name in forbidden if "." in name))
+    paths = tuple(f"{name}." for name in ("minilm", *forbidden) if name == "minilm" or "." in name)
 
     def profile(frame, event, _):
         if event == "call":
-            module = frame.f_globals.get("__name__", "")
-            inside = any(module == name or module.startswith(f"{name}.") for name in modules)
-            if inside and not module.startswith("minilm.exercises"):
-                called.append(f"{module}.{frame.f_code.co_qualname}")
+            name = f"{frame.f_globals.get('__name__')}.{frame.f_code.co_qualname}"
+            if f"{name}.".startswith(paths) and not name.startswith("minilm.exercises."):
+                called.append(name)
 
     before = sys.getprofile()
     sys.setprofile(profile)
@@ -184,7 +183,7 @@ def show(value: object, limit: int = 70) -> str:
     if isinstance(value, Tensor):
         return f"{value.item():.4g}" if value.ndim == 0 else _shape(value)
     if isinstance(value, nn.Module | torch.optim.Optimizer):
-        return type(value).__name__
+        return type(value).__name__.lstrip("_")
     if callable(value):
         return getattr(value, "__name__", type(value).__name__)
     if isinstance(value, list | tuple) and any(isinstance(item, Tensor) for item in value):

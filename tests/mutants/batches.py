@@ -2,7 +2,7 @@
 
 import torch
 
-from . import simplest, wrong
+from .mutant import simplest, wrong
 
 
 @simplest("batches.targets")
@@ -40,7 +40,7 @@ def rolled(ids):
     return ids[:, :-1], ids.roll(-1, 1)
 
 
-@wrong("batches.targets", "all tokens of a row but the last", right_on_simplest=True)
+@wrong("batches.targets", "swapped", right_on_simplest=True)
 def swapped(ids):
     return ids[:, 1:], ids[:, :-1]
 

@@ -5,7 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from . import simplest, wrong
+from .mutant import simplest, wrong
 
 
 @simplest("heads.softmax")
@@ -128,13 +128,19 @@ def mask_of_the_past(x, w_q, w_k, w_v):
 
 
 @wrong("heads.head", "calls torch's scaled_dot_product_attention", right_on_simplest=True)
-def ready_made(x, w_q, w_k, w_v):
+def ready_made_attention(x, w_q, w_k, w_v):
     return F.scaled_dot_product_attention(x @ w_q.T, x @ w_k.T, x @ w_v.T, is_causal=True)
 
 
 @wrong("heads.head", "x @ w.T", right_on_simplest=True)
 def not_transposed(x, w_q, w_k, w_v):
     return no_mask(x, w_q.T, w_k.T, w_v.T)
+
+
+@wrong("heads.head", "subtract the maximum", right_on_simplest=True)
+def softmax_that_overflows(x, w_q, w_k, w_v):
+    e = scores(x, w_q, w_k).masked_fill(~lower(x), -math.inf).exp()
+    return e / e.sum(-1, keepdim=True) @ (x @ w_v.T)
 
 
 def running_sum(x):
@@ -166,7 +172,7 @@ def the_nearest_only(head, x):
     return any(not torch.allclose(head(moved(x, t + 1))[:, t], out[:, t], atol=1e-5) for t in pairs)
 
 
-@wrong("heads.leaks", "position 0 sees position 1", right_on_simplest=True)
+@wrong("heads.leaks", "position 0 alone sees the next", right_on_simplest=True)
 def the_last_token_only(head, x):
     return not torch.allclose(head(moved(x, -1))[:, :-1], head(x)[:, :-1], atol=1e-5)
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from . import simplest, wrong
+from .mutant import simplest, wrong
 
 
 @simplest("merges.count_pairs")
@@ -158,7 +158,7 @@ def largest(counts):
     return max(counts, key=lambda pair: (counts[pair], pair), default=None)
 
 
-@wrong("merges.choose", "compare counts first, then", right_on_simplest=True)
+@wrong("merges.choose", "the left ids before the right", right_on_simplest=True)
 def by_the_right_id(counts):
     return min(counts, key=lambda pair: (-counts[pair], pair[::-1]), default=None)
 

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from . import simplest, wrong
+from .mutant import simplest, wrong
 
 
 @simplest("optimizers.adamw_step")

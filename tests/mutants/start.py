@@ -2,7 +2,7 @@
 
 import torch
 
-from . import simplest, wrong
+from .mutant import simplest, wrong
 
 
 @simplest("start.surprisal")

@@ -1,6 +1,6 @@
 """Wrong answers to the exercises in minilm/exercises/tokens.py."""
 
-from . import simplest, wrong
+from .mutant import simplest, wrong
 
 
 def pairs(ids):
@@ -46,7 +46,7 @@ def one_step(ids, merges):
     return list(ids)
 
 
-@wrong("tokens.encode", "that was learned first", right_on_simplest=True)
+@wrong("tokens.encode", "goes first, not the last", right_on_simplest=True)
 def last_learned_first(ids, merges):
     while known := [k for k, pair in enumerate(merges) if pair in pairs(ids)]:
         i = pairs(ids).index(merges[known[-1]])

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from minilm.exercises import training
 
-from . import simplest, wrong
+from .mutant import simplest, wrong
 
 
 @simplest("training.cross_entropy")
@@ -150,7 +150,7 @@ def flattened_in_another_order(model, optimizer, batches):
     return losses
 
 
-@wrong("training.loop_a", "one loss per step")
+@wrong("training.loop_a", "one number per step")
 def the_last_loss_only(model, optimizer, batches):
     return never_cleared(model, optimizer, batches)[-1]
 
