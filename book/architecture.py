@@ -22,7 +22,7 @@ TREE = {  # path → what is there; what does not exist (yet) is not shown
     "notebooks": "the course: .ipynb with outputs",
     "book": "this book: pages, and what is generated for them",
     "book/results": "measurements, one JSON file for each command and device",
-    "tests": "one file for each module, and test_claim*.py for what the course claims",
+    "tests": "one file for each module, and test_claims.py for what the course claims",
     "course.py": "set up, open, check, build; standard library only",
     "pyproject.toml": "dependencies, tools, and the address of the repository",
     "nbval.cfg": "what may differ when notebooks are checked",

@@ -22,7 +22,7 @@ ROUTES = {  # title → (for whom, numbers)
     ),
     "The kernels": (
         "what runs underneath, from a first kernel to tensor cores",
-        (*range(8, 14),),
+        (0, *range(8, 14)),
     ),
     "Everything": ("in the order of the numbers", (*range(0, 18),)),
 }
@@ -73,13 +73,16 @@ def routes(found: list[Notebook]) -> str:
     """Each route with its notebooks that exist, as links; the same list is not shown twice."""
     lines, shown = [], []
     for title, (whom, numbers) in ROUTES.items():
-        links = [link(n) + duration(n) for n in found if n.number in numbers]
+        own = [n for n in found if n.number in numbers]
+        links = [link(n) + duration(n) for n in own]
         lines += [f"**{title}**: {whom}.", ""]
-        if links and links in shown:
+        if not any(n.number for n in own):  # 00 alone, where all routes begin, is none
+            lines += ["None of its notebooks is written yet.", ""]
+            continue
+        if links in shown:
             lines += ["So far these are the same notebooks.", ""]
             continue
-        lines += [f"1. {text}" for text in links] or ["None of its notebooks is written yet."]
-        lines.append("")
+        lines += [*(f"1. {text}" for text in links), ""]
         shown.append(links)
     return "\n".join(lines)
 

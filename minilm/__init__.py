@@ -16,7 +16,7 @@ from .corruption import corrupt
 from .data import TokenStream
 from .doctor import doctor
 from .evaluate import Evaluation, evaluate
-from .generate import generate, sample_next, stream
+from .generate import generate, next_probabilities, sample_next, stream
 from .layers import MLP, Block, Norm, SwiGLU
 from .loss import masked_token_loss, next_token_loss
 from .model import PRESETS, MiniLM, ModelConfig
@@ -58,6 +58,7 @@ __all__ = [
     "is_held_out",
     "load",
     "masked_token_loss",
+    "next_probabilities",
     "next_token_loss",
     "ops",
     "pack",

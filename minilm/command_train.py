@@ -52,12 +52,15 @@ def add_train(commands) -> None:
     add("--preset", choices=tuple(PRESETS), help="sizes and choices to start from (default: tiny)")
     add_data(parser)
     length = parser.add_mutually_exclusive_group()
+    lengths = ", ".join(
+        f"{c.minutes:g} for {name}" for name, c in TRAIN_PRESETS.items() if c.minutes
+    )
     length.add_argument("--steps", type=int, metavar="N", help="optimizer steps")
     length.add_argument(
         "--minutes",
         type=float,
         metavar="M",
-        help="as many steps as fit, all work included (default: 5 for tiny, 60 for small)",
+        help=f"as many steps as fit, all work included (default: {lengths})",
     )
     add("--out", metavar="DIR", help="the run's folder (default: runs/PRESET)")
     add("--resume", metavar="DIR", help="go on with the run in this folder, as it was begun")
@@ -96,7 +99,7 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
     add("--warmup", type=int, metavar="N", help="steps to the highest (default: a tenth, or 100)")
     add("--weight-decay", type=float, metavar="X", help="decay of matrices")
     add("--clip", type=float, metavar="X", help="the largest gradient norm")
-    add("--eval-every", type=int, metavar="N", help="steps between validations (default: one)")
+    add("--eval-every", type=int, metavar="N", help="steps between validations (default: just one)")
     add("--save-every", type=int, metavar="N", help="steps between checkpoints (default: 500)")
     add("--threads", type=int, metavar="N", help="CPU threads (default: as torch chooses)")
     add("--seed", type=int, metavar="N", help="of weights and of the order of data (default: 0)")

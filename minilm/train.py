@@ -77,9 +77,9 @@ def train(
         raise ValueError(
             f"out: {out} holds a run; go on with it (--resume {out}) or take another folder"
         )
+    threads = torch.get_num_threads()
     if not resume:
         config = fix_steps(model, data, config, tok=tok, valid=valid, started=started)
-    threads = torch.get_num_threads()
     run = Run(model, data, config, tok, out)
     begin = run.restore() if resume else run.start()
     steps = run.config.steps

@@ -71,14 +71,16 @@ def test_contents_follow_the_folder(tmp_path):
 
 
 def test_routes_name_what_there_is_and_nothing_else(tmp_path):
+    toy_notebook(tmp_path, "00_start", "# Start")
     toy_notebook(tmp_path, "03_head", "# 03 · A head\n\n*about 40 minutes*")
     text = course_map.routes(course_map.notebooks(tmp_path))
     assert text.count("[03 · A head](/notebooks/03_head.ipynb), about 40 minutes") == 1
-    assert text.count(".ipynb") == text.count("So far these are the same") == 1
+    assert text.count("00_start.ipynb") == text.count("So far these are the same") == 1
     assert text.count("None of its notebooks is written yet.") == 1  # the kernels
     toy_notebook(tmp_path, "08_kernel", "# Kernel")
     text = course_map.routes(course_map.notebooks(tmp_path))
     assert text.count("08_kernel.ipynb") == text.count("03_head.ipynb") == 2
+    assert text.count("00_start.ipynb") == 3
     assert "None of" not in text and "the same" not in text
 
 

@@ -299,17 +299,14 @@ def test_minutes_are_turned_into_steps_without_training(clock):
         fix_steps(model, stream, TrainConfig(minutes=0.5), started=clock[0] - 30)
 
 
-def test_the_number_of_threads_is_as_before():
+@pytest.mark.parametrize("length", [{"steps": 1}, {"minutes": 0.01}])
+def test_the_number_of_threads_is_as_before(length):
     before = torch.get_num_threads()
-    seen = []
-    config = TrainConfig(steps=1, batch_size=2, threads=before + 1)
-    train(
-        make_model(),
-        make_stream(),
-        config,
-        callback=lambda *_: seen.append(torch.get_num_threads()),
-    )
-    assert seen == [before + 1] and torch.get_num_threads() == before
+    seen = set()
+    config = TrainConfig(**length, batch_size=2, threads=before + 1)
+    callback = lambda *_: seen.add(torch.get_num_threads())  # noqa: E731
+    train(make_model(), make_stream(), config, callback=callback)
+    assert seen == {before + 1} and torch.get_num_threads() == before
 
 
 def test_what_does_not_fit_together_is_refused(tmp_path):

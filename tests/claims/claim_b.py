@@ -278,7 +278,7 @@ def counting_rows(g):
     return (torch.randint(20, (16, 1), generator=g) + torch.arange(T)) % 20
 
 
-def loss_before_and_after(causal, lr, steps=60):
+def loss_before_and_after(causal, lr, steps=120):
     model = small_model(causal=causal, layers=1)
     optimizer = AdamW(model.parameters(), lr=lr)
     g = torch.Generator().manual_seed(0)

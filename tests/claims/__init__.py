@@ -1,0 +1,1 @@
+"""One file for each claim of the course; test_claims.py collects them."""
