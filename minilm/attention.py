@@ -226,9 +226,10 @@ class MultiHeadAttention(nn.Module):
         """x (B, T, C) from position start on → q (B, H, T, D), k and v (B, H_kv, T, D)."""
         B, T, _ = x.shape
         qkv = ops.linear(x, self.qkv.weight, self.qkv.bias)
-        n_blocks = self.n_heads + 2 * self.n_kv_heads
-        qkv = qkv.view(B, T, n_blocks, self.head_dim).transpose(1, 2)  # (B, H + 2 H_kv, T, D)
-        q, k, v = qkv.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=1)
+        blocks = (self.n_heads, self.n_kv_heads, self.n_kv_heads)
+        qkv = qkv.view(B, T, sum(blocks), self.head_dim)  # (B, T, H + 2 H_kv, D)
+        # transposed after the split: backward then joins the three gradients without a copy
+        q, k, v = (part.transpose(1, 2) for part in qkv.split(blocks, dim=2))  # (B, H, T, D)
         if self.q_norm is not None:
             q = ops.rms_norm(q, self.q_norm.weight, self.q_norm.eps)
             k = ops.rms_norm(k, self.k_norm.weight, self.k_norm.eps)
