@@ -288,6 +288,8 @@ def run_bench(args: argparse.Namespace) -> int:
         raise ValueError("bench: --json and --peer belong to one benchmark, give its NAME")
     if args.rounds is not None and (args.rounds < 1 or args.name == "tiny"):
         raise ValueError(f"--rounds: must be at least 1, and is not for tiny, got {args.rounds}")
+    if args.json and not Path(args.json).parent.is_dir():  # known before the work, not after it
+        raise FileNotFoundError(f"--json: the folder {Path(args.json).parent} does not exist")
     for name in [args.name] if args.name else [n for n in BENCHMARKS if n not in BY_NAME_ONLY]:
         module, function = BENCHMARKS[name]
         device = str(pick_device("auto")) if name in ON_ANY_DEVICE else "cpu"

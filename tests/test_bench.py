@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import os
 
 import pytest
 import torch
@@ -284,12 +285,25 @@ def test_threads_are_given_back():
 
 
 def printing(monkeypatch, text, seconds=7.0, code=0):
-    monkeypatch.setattr(bench_command, "_timed", lambda command: (seconds, text))
+    calls = []
+
+    def timed(command, **environment):
+        calls.append((command, environment))
+        return seconds, text
+
+    monkeypatch.setattr(bench_command, "_timed", timed)
+    return calls
 
 
 def test_tiny_rows_read_the_last_line(monkeypatch):
-    printing(monkeypatch, "config: …\nvalidation: 1.58 bits per byte\n", seconds=290.0)
-    quality, wall = bench_command.tiny_rows()
+    text = "config: …\nvalidation: 1.58 bits per byte\n"
+    calls = printing(monkeypatch, text, seconds=290.0)
+    quality, wall = bench_command.tiny_rows(options=("--seed", "3"))
+    ((command, environment),) = calls
+    assert command[1:6] == ["-m", "minilm", "train", "--preset", "tiny"]
+    assert command[-2:] == ["--seed", "3"]
+    # tokens of an earlier run must not be found: tokenising counts
+    assert environment["MINILM_CACHE"] != os.environ["MINILM_CACHE"]
     assert (quality["value"], quality["unit"], quality["goal"]) == (1.58, "bits/byte", 1.60)
     assert (wall["value"], wall["unit"], wall["goal"]) == (290.0, "s", 300)
     assert quality["met"] and wall["met"]
@@ -307,5 +321,7 @@ def test_tiny_rows_refuse_another_last_line(monkeypatch, text):
 def test_a_command_that_fails_is_no_measurement():
     with pytest.raises(OSError, match="exit code 3"):
         bench_command._timed([bench_command.sys.executable, "-c", "raise SystemExit(3)"])
-    seconds, output = bench_command._timed([bench_command.sys.executable, "-c", "print('hi')"])
-    assert output == "hi\n" and 0 < seconds < 30
+    code = "import os; print(os.environ['MINILM_CACHE'])"
+    argv = [bench_command.sys.executable, "-c", code]
+    seconds, output = bench_command._timed(argv, MINILM_CACHE="hé")
+    assert output == "hé\n" and 0 < seconds < 30

@@ -599,6 +599,7 @@ def test_a_package_that_is_missing(monkeypatch, capsys):
         (["import", "--rounds", "0"], "--rounds"),
         (["tiny", "--rounds", "2"], "--rounds"),
         (["--json", "x.json"], "--json"),
+        (["import", "--json", "no/x.json"], "no"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else None,
 )
