@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from minilm import bench
-from minilm.commands import BENCHMARKS
+from minilm.command_bench import BENCHMARKS
 
 from .project import ROOT
 

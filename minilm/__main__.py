@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import torch
 
-from . import command_train, commands
+from . import command_bench, command_train, commands
 
 # What a user can cause; anything else is a bug and keeps its traceback.
 EXPECTED = (ValueError, OSError, ImportError, FloatingPointError, MemoryError)
@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     command_train.add_train(subparsers)
     commands.add_eval(subparsers)
     commands.add_generate(subparsers)
-    commands.add_bench(subparsers)
+    command_bench.add_bench(subparsers)
     commands.add_doctor(subparsers)
     return parser
 

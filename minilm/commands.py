@@ -2,11 +2,10 @@
 
 A command checks what it is given before it starts to work, prints to standard output, and raises
 ValueError, OSError or ImportError with one sentence for the user; `__main__` turns that into one
-line. `train` is in `command_train`.
+line. `train` is in `command_train`, `bench` in `command_bench`.
 """
 
 import argparse
-import importlib
 import json
 import sys
 import time
@@ -14,7 +13,6 @@ from pathlib import Path
 
 import torch
 
-from .bench import default_path, device_name, write_results
 from .checkpoint import load
 from .corpus import Corpus
 from .data import TokenStream
@@ -28,17 +26,6 @@ from .tokenizer import Tokenizer
 EOT = "<|endoftext|>"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEVICES = ("auto", "cpu", "cuda", "mps")
-# name → (module, function) that gives the rows; imported when it is asked for
-BENCHMARKS = {
-    "tokenizer": ("bench_tokenizer", "rows"),
-    "train": ("bench_model", "train_rows"),
-    "generate": ("bench_model", "generate_rows"),
-    "import": ("bench_command", "import_rows"),
-    "tiny": ("bench_command", "tiny_rows"),
-    "choices": ("bench_choices", "choice_rows"),
-}
-ON_ANY_DEVICE = ("choices",)  # on a GPU if there is one; the others measure the CPU
-BY_NAME_ONLY = ("choices",)  # hours on a CPU
 
 
 def corpus_of(paths: list[str] | None) -> Corpus:
@@ -250,80 +237,6 @@ def run_generate(args: argparse.Namespace) -> int:
         print(piece, end="", flush=True)
     print()
     return 0
-
-
-# ------------------------------------------------------------------ bench
-
-
-def add_bench(commands) -> None:
-    parser = commands.add_parser("bench", help="measure, and write the results to a file")
-    parser.add_argument(
-        "name",
-        nargs="?",
-        choices=tuple(BENCHMARKS),
-        metavar="NAME",
-        help=f"{', '.join(BENCHMARKS)} (default: all but the last, in about ten minutes)",
-    )
-    parser.add_argument(
-        "--peer",
-        action="append",
-        default=[],
-        metavar="NAME=PATH",
-        help="another implementation to measure in the same run, such as nanogpt=FOLDER",
-    )
-    parser.add_argument(
-        "--json",
-        metavar="FILE",
-        help="where to write the results (default: book/results/NAME-DEVICE.json)",
-    )
-    parser.add_argument(
-        "--rounds", type=int, metavar="N", help="repetitions of each measurement (not for tiny)"
-    )
-    parser.set_defaults(run=run_bench)
-
-
-def run_bench(args: argparse.Namespace) -> int:
-    peers = parse_peers(args.peer)
-    if args.name is None and (args.json or peers):
-        raise ValueError("bench: --json and --peer belong to one benchmark, give its NAME")
-    if args.rounds is not None and (args.rounds < 1 or args.name == "tiny"):
-        raise ValueError(f"--rounds: must be at least 1, and is not for tiny, got {args.rounds}")
-    if args.json and not Path(args.json).parent.is_dir():  # known before the work, not after it
-        raise FileNotFoundError(f"--json: the folder {Path(args.json).parent} does not exist")
-    for name in [args.name] if args.name else [n for n in BENCHMARKS if n not in BY_NAME_ONLY]:
-        module, function = BENCHMARKS[name]
-        device = str(pick_device("auto")) if name in ON_ANY_DEVICE else "cpu"
-        options = {} if args.rounds is None or name == "tiny" else {"rounds": args.rounds}
-        measure = getattr(importlib.import_module(f"minilm.{module}"), function)
-        rows = measure(peers, **options)
-        path = Path(args.json) if args.json else default_path(name, device_name(device))
-        write_results(path, name, rows, device)
-        for r in rows:
-            print(describe_row(r))
-        print(f"written to {path}")
-    return 0
-
-
-def parse_peers(pairs: list[str]) -> dict[str, Path]:
-    """["nanogpt=/some/folder"] → {"nanogpt": Path("/some/folder")}; ValueError for another form."""
-    peers = {}
-    for pair in pairs:
-        name, equals, path = pair.partition("=")
-        if not (name and equals and path):
-            raise ValueError(f"--peer: must be NAME=PATH, got {pair!r}")
-        peers[name] = Path(path)
-    return peers
-
-
-def describe_row(r: dict) -> str:
-    """One line of a results file for people."""
-    shape = " ".join(f"{name} {value}" for name, value in r["shape"].items())
-    line = f"{r['op']} ({r['pass']}; {shape}): {r['value']:,.4g} {r['unit']}"
-    for name, peer in r["peers"].items():
-        line += f", {name} {peer['value']:,.4g}"
-    if r["goal"] is not None:
-        line += f"; goal {r['goal']:,.4g}: {'met' if r['met'] else 'missed'}"
-    return line
 
 
 # ------------------------------------------------------------------ doctor

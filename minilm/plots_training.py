@@ -28,10 +28,10 @@ def loss_curves(
         colour = PALETTE[i % 7]
         xs, ys = _columns(rows, x, y)
         if smooth > 1 and len(ys) > smooth:
-            ax.plot(xs, ys, color=colour, alpha=0.25, linewidth=0.8)
+            ax.plot(xs, ys, "-", color=colour, alpha=0.25, linewidth=0.8)
             ys = np.convolve(ys, np.ones(smooth) / smooth, "valid")
             xs = xs[smooth - 1 :]
-        ax.plot(xs, ys, color=colour, label=name)
+        ax.plot(xs, ys, "-", color=colour, label=name)
         xs, ys = _columns(rows, x, f"valid_{y}")
         if len(ys):
             label = f"{name}, validation"

@@ -34,7 +34,8 @@ from .tokenizer import Tokenizer
 from .trainconfig import TrainConfig
 
 IN_HAND = 0.05  # of the minutes: what is kept back for surprises
-CALIBRATION_STEPS = 12
+CALIBRATION = 0.03  # of the minutes: how long steps are timed before the run
+CALIBRATION_STEPS = (12, 100)  # how many at least, and at most
 DISK_RATE = 100e6  # bytes per second: what a slow disk still writes
 
 
@@ -133,15 +134,24 @@ def fix_steps(
     if config.minutes is None:
         return config
     started = time.perf_counter() if started is None else started
-    brief = replace(config, minutes=None, steps=CALIBRATION_STEPS, warmup=None)
-    trial = Run(copy.deepcopy(model), data, brief, tok, None)
+    least, most = CALIBRATION_STEPS
+    trial = Run(
+        copy.deepcopy(model),
+        data,
+        replace(config, minutes=None, steps=most, warmup=None),
+        tok,
+        None,
+    )
     trial.start()
-    seconds = []
-    for step in range(1, CALIBRATION_STEPS + 1):
+    seconds: list[float] = []
+    while len(seconds) < least or (
+        sum(seconds) < CALIBRATION * config.minutes * 60 and len(seconds) < most
+    ):
         begin = time.perf_counter()
-        trial.step(step)
+        trial.step(1 + len(seconds))
         seconds.append(time.perf_counter() - begin)
-    per_step = statistics.median(seconds)  # the first ones fill caches
+    # A machine slows down as it warms up and shares itself out: believe its slower steps.
+    per_step = statistics.quantiles(seconds, n=4)[2]
     validation, saving = _validation_seconds(trial, valid), _saving_seconds(model)
     after = validation + saving
     for seconds_each, every in ((validation, config.eval_every), (saving, config.save_every)):

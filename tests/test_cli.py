@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minilm import bench, commands
+from minilm import bench, command_bench, commands
 from minilm.__main__ import build_parser, main
 from minilm.checkpoint import load, load_training_state
 from minilm.corpus import is_held_out
@@ -299,8 +299,10 @@ def test_bench_without_a_name_runs_what_fits_into_a_coffee_break(tmp_path, monke
         def __getattr__(self, function):
             return lambda peers: ran.append(function) or [row]
 
-    monkeypatch.setattr(commands.importlib, "import_module", lambda name: Module())
-    monkeypatch.setattr(commands, "default_path", lambda name, device: tmp_path / f"{name}.json")
+    monkeypatch.setattr(command_bench.importlib, "import_module", lambda name: Module())
+    monkeypatch.setattr(
+        command_bench, "default_path", lambda name, device: tmp_path / f"{name}.json"
+    )
     assert main(["bench"]) == 0
     assert ran == ["rows", "train_rows", "generate_rows", "import_rows", "tiny_rows"]
     assert {p.name for p in tmp_path.iterdir()} == {
