@@ -20,7 +20,7 @@ from .model import PRESETS, MiniLM, ModelConfig
 from .optim import AdamW, clip_grad_norm, parameter_groups
 
 THREADS = 2
-ROUNDS = 30  # per size; a step of the larger size takes about half a second on two cores
+ROUNDS = 60  # per size; a step of the larger size takes about half a second on two cores
 # The two sizes at which the course states its speed: V, C, layers, H, T, B.
 TRAIN_SIZES = (
     {"V": 1024, "C": 128, "layers": 4, "H": 4, "T": 128, "B": 16},
