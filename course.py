@@ -394,6 +394,8 @@ def normalise_outputs(outputs):
             if kept and kept[-1].get("name") == output["name"]:
                 kept[-1]["text"] += output["text"]
                 continue
+        elif output["output_type"] == "error":  # where the course is installed is nobody's business
+            output["traceback"] = [line.replace(str(ROOT), ".") for line in output["traceback"]]
         elif "data" in output:
             output["data"].pop(WIDGET, None)
             output["metadata"].pop(WIDGET, None)
