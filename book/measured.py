@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from cuda_numba import record
+from cuda_numba.sources import SOURCES
 from minilm import bench
 from minilm.command_bench import BENCHMARKS
 
@@ -29,6 +31,8 @@ def present_hashes(command: str) -> dict[str, str]:
 
     {} for a command that this version does not have.
     """
+    if command == "kernels":
+        return {op: record.source_sha256(*files) for op, files in SOURCES.items()}
     module, _ = BENCHMARKS.get(command, ("bench", None))
     sources = getattr(importlib.import_module(f"minilm.{module}"), "SOURCES", {})
     return {name: bench.source_sha256(*files) for name, files in sources.items()}
@@ -66,9 +70,16 @@ def origin(results: dict) -> str:
     changed = " with changes that it does not have" if results["dirty"] else ""
     driver = f" Driver {escape(results['driver'])}." if results["driver"] else ""
     return (
-        f"Measured on {results['date'][:10]} by `minilm bench {results['command']}`; "
+        f"Measured on {results['date'][:10]} by `{command_of(results)}`; "
         f"{commit}{changed}.{driver} {escape(versions)}."
     )
+
+
+def command_of(results: dict) -> str:
+    """What was typed to measure this."""
+    if results["command"] == "kernels":
+        return "python -m cuda_numba.bench"
+    return f"minilm bench {results['command']}"
 
 
 def cells(row: dict, present: Mapping[str, str]) -> dict[str, str]:

@@ -32,7 +32,7 @@ from .machine import look
 
 PACKAGE = Path(__file__).resolve().parent
 VERSIONS_OF = ("minilm", "torch", "numpy", "numba", "numba-cuda", "tokenizers")
-SMALLER_IS_BETTER = ("s", "bits/byte", "bytes")  # units; of all others more is better
+SMALLER_IS_BETTER = ("s", "us", "bits/byte", "bytes")  # units; of all others more is better
 
 NUMBER = (int, float)
 NONE = type(None)

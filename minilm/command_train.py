@@ -23,7 +23,7 @@ from .data import TokenStream
 from .evaluate import evaluate
 from .history import FILE as HISTORY
 from .model import PRESETS, MiniLM, ModelConfig
-from .ops import check_backend
+from .ops import BACKENDS, check_backend
 from .run import pick_device
 from .tokenizer import Tokenizer
 from .train import fix_steps, train
@@ -86,8 +86,7 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=DTYPES, help="of the matrix products; weights stay float32")
     add(
         "--backend",
-        choices=("torch", "numba"),
-        default="torch",
+        choices=BACKENDS,
         help="who computes the operations (default: torch)",
     )
     add("--emulate", action="store_true", help="let --backend numba run on the emulator, on a CPU")
@@ -107,21 +106,19 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
 
 def run_train(args: argparse.Namespace) -> int:
     started = time.perf_counter()
-    if args.emulate and args.backend != "numba":
-        raise ValueError("--emulate: goes with --backend numba only")
-    check_backend(args.backend)
     return resume_run(args) if args.resume else begin_run(args, started)
 
 
 def begin_run(args: argparse.Namespace, started: float) -> int:
     """A new run. Everything that can be wrong with the flags is said before the work starts."""
     preset = args.preset or "tiny"
+    args.backend = args.backend or "torch"
+    args.device = device_of(args, args.backend)
     config = train_config(args, TRAIN_PRESETS[preset])
     shape = model_config(args, PRESETS[preset])
     out = Path(args.out or f"runs/{preset}")
     if holds_run(out):
         raise ValueError(f"--out: {out} holds a run; --resume {out}, or take another folder")
-    pick_device(config.device)
     corpus = corpus_of(args.data)
     if args.tokenizer:
         if args.vocab_size is not None:
@@ -152,12 +149,33 @@ def resume_run(args: argparse.Namespace) -> int:
         raise FileNotFoundError(f"--resume: {out} has no {SOURCE}, which names the run's data")
     source = json.loads((out / SOURCE).read_text(encoding="utf-8"))
     changes = {name: v for name in CHOICES if (v := getattr(args, name)) is not None}
-    config = replace(TrainConfig.from_dict(values["train"]), device=args.device, **changes)
+    stored = TrainConfig.from_dict(values["train"])
+    backend = args.backend or stored.backend
+    device = device_of(args, backend)
+    config = replace(stored, device=device, backend=backend, **changes)
     tok = Tokenizer.load(out / "tokenizer.json")
     data, heldout = streams(corpus_of(source["data"]), tok)
     print_config(model, config, out)
     print(f"going on after step {values['step']}")
     return train_and_tell(model, tok, data, heldout, config, out, source, args.ship, resume=True)
+
+
+def device_of(args: argparse.Namespace, backend: str) -> str:
+    """The device that --device, --emulate and the backend agree on, or a ValueError."""
+    if args.emulate and backend != "numba":
+        raise ValueError("--emulate: goes with --backend numba only")
+    if args.emulate and args.device not in ("auto", "cpu"):
+        raise ValueError(f"--emulate: runs on a CPU, got --device {args.device}; leave one out")
+    if args.emulate:
+        return "cpu"
+    kind = pick_device(args.device).type
+    if backend == "numba" and kind == "cpu":
+        raise ValueError(
+            "--backend: numba on a CPU means the emulator, thousands of times slower than a GPU; "
+            "add --emulate if that is wanted, or use --backend torch"
+        )
+    check_backend(backend, kind)
+    return args.device
 
 
 def train_and_tell(model, tok, data, heldout, config, out, source, ship_to, *, resume=False) -> int:

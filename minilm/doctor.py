@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import NamedTuple, TextIO
 
+from .backends import OPS, computed_by
 from .machine import Facts, look
 
 SELECTOR = "https://pytorch.org/get-started/locally"  # gives the install command for each build
@@ -32,7 +33,7 @@ def version_tuple(version: str) -> tuple[int, int]:
 
 def diagnose(facts: Facts) -> list[Finding]:
     """One finding for each thing that matters, in the order in which one would mend them."""
-    rules = (_python, _torch, _gpu, _bf16, _numpy, _kernels, _compiler, _cache, _machine)
+    rules = (_python, _torch, _gpu, _bf16, _numpy, _numba, _compiler, _kernels, _cache, _machine)
     return [finding for rule in rules for finding in rule(facts)]
 
 
@@ -112,7 +113,7 @@ def _numpy(facts: Facts) -> Iterator[Finding]:
         yield Finding("numpy", facts.numpy)
 
 
-def _kernels(facts: Facts) -> Iterator[Finding]:
+def _numba(facts: Facts) -> Iterator[Finding]:
     value = f"numba {facts.numba or 'missing'}, numba-cuda {facts.numba_cuda or 'missing'}"
     if facts.numba is None:
         yield Finding("numba", value, "problem", "Install it: `pip install numba==0.68.*`.")
@@ -151,6 +152,17 @@ def _compiler(facts: Facts) -> Iterator[Finding]:
         yield Finding("compiler", value, "problem", remedy)
     else:
         yield Finding("compiler", value)
+
+
+def _kernels(facts: Facts) -> Iterator[Finding]:
+    """Who computes what with `--backend numba`, and where."""
+    if facts.numba is None:
+        return
+    on_gpu = facts.torch_sees_gpu and facts.numba_cuda is not None
+    where = "on the GPU" if on_gpu else "on the emulator (--emulate)"
+    ours = [op for op in OPS if computed_by(op, "numba") == "numba"]
+    rest = [op for op in OPS if computed_by(op, "numba") == "torch"]
+    yield Finding("kernels", f"{', '.join(ours)} {where}; {', '.join(rest)} stay with torch")
 
 
 def _cache(facts: Facts) -> Iterator[Finding]:

@@ -1,54 +1,74 @@
 """The one door to kernels: every tensor operation of the model, by name, on the backend in force.
 
 The model never calls a kernel library itself. It calls `ops.layer_norm`, `ops.attention` and so on,
-and this file decides who computes it:
-
-- ``torch`` (the default): PyTorch's own kernels, on a CPU, a GPU or MPS;
-- ``numba``: the kernels of `cuda_numba`, written in Python.
-
-A backend that is asked for by name is used or refused, never replaced silently.
+and this file decides who computes it: PyTorch, or the kernels of `cuda_numba` inside
+`with use_backend("numba"):`. There `embedding`, `layer_norm`, `rms_norm`, `gelu`, `swiglu`, `rope`,
+`softmax` and `cross_entropy` are kernels in Python, forward and backward, and so are the steps of
+AdamW and Lion; `linear` and `attention` stay PyTorch's, `linear_cross_entropy` is made of both.
+`computed_by` says so of each (see `backends`). The kernels take float32, float16 and bfloat16 and
+raise TypeError for everything else.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BACKENDS = ("torch",)  # what this version can run
-_backend: ContextVar[str] = ContextVar("minilm_backend", default="torch")
+from .backends import (
+    BACKEND_OPS,
+    BACKENDS,
+    OPS,
+    backend,
+    check_backend,
+    computed_by,
+    use_backend,
+)
+
+__all__ = [
+    "BACKENDS",
+    "BACKEND_OPS",
+    "OPS",
+    "attention",
+    "backend",
+    "check_backend",
+    "computed_by",
+    "cross_entropy",
+    "embedding",
+    "gelu",
+    "layer_norm",
+    "linear",
+    "linear_cross_entropy",
+    "rms_norm",
+    "rope",
+    "softmax",
+    "step_kernel",
+    "swiglu",
+    "use_backend",
+    "visible",
+]
 
 
-def backend() -> str:
-    """The name of the backend in force."""
-    return _backend.get()
+def _kernel(op: str, tensor: Tensor, function: str | None = None) -> Callable | None:
+    """cuda_numba's function for `op`, or None where PyTorch computes it.
 
-
-def check_backend(name: str) -> str:
-    """`name`, or a ValueError that says what it needs."""
-    if name == "numba":
-        raise ValueError(
-            "backend: 'numba' needs the kernels of cuda_numba, which this version of the package "
-            "does not contain yet; use 'torch'"
-        )
-    if name not in BACKENDS:
-        raise ValueError(f"backend: got {name!r}, allowed are {', '.join(map(repr, BACKENDS))}")
-    return name
-
-
-@contextmanager
-def use_backend(name: str) -> Iterator[None]:
-    """Run the operations inside the `with` block on backend `name`.
-
-    Raises ValueError for a backend that does not exist or cannot run here.
+    tensor: one of the arguments; ValueError where the backend does not compute on its device.
     """
-    token = _backend.set(check_backend(name))
-    try:
-        yield
-    finally:
-        _backend.reset(token)
+    name = backend()
+    if op not in BACKEND_OPS[name] or name == "torch":
+        return None
+    check_backend(name, tensor.device.type)
+    import cuda_numba  # not before a kernel is wanted: `import minilm` stays light
+
+    return getattr(cuda_numba, function or op)
+
+
+def step_kernel(rule: str, params: list[Tensor]) -> Callable | None:
+    """The kernel that takes an optimizer step, rule "adamw_step" or "lion_step", in one launch.
+
+    It has the arguments of the function of that name in `optim`; None where PyTorch computes it.
+    """
+    return _kernel(rule, params[0])
 
 
 def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
@@ -58,26 +78,36 @@ def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
 
 def embedding(ids: Tensor, w: Tensor) -> Tensor:
     """Row ids of w. ids (...) int64, w (V, C) → (..., C)."""
+    if kernel := _kernel("embedding", w):
+        return kernel(ids, w)
     return F.embedding(ids, w)
 
 
 def layer_norm(x: Tensor, w: Tensor, b: Tensor | None, eps: float = 1e-5) -> Tensor:
     """(x − mean) / √(var + ε) · w + b over the last axis, biased variance (Ba et al. 2016)."""
+    if kernel := _kernel("layer_norm", x):
+        return kernel(x, w, b, eps)
     return F.layer_norm(x, x.shape[-1:], w, b, eps)
 
 
 def rms_norm(x: Tensor, w: Tensor, eps: float = 1e-5) -> Tensor:
     """x / √(mean(x²) + ε) · w over the last axis (Zhang & Sennrich 2019)."""
+    if kernel := _kernel("rms_norm", x):
+        return kernel(x, w, eps)
     return F.rms_norm(x, x.shape[-1:], w, eps)
 
 
 def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     """x Φ(x), or its tanh approximation with approximate="tanh" (Hendrycks & Gimpel 2016)."""
+    if kernel := _kernel("gelu", x):
+        return kernel(x, approximate)
     return F.gelu(x, approximate=approximate)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) · up, elementwise (Shazeer 2020)."""
+    if kernel := _kernel("swiglu", gate):
+        return kernel(gate, up)
     return F.silu(gate) * up
 
 
@@ -87,12 +117,16 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     x (B, H, T, D); cos, sin (T, D/2) float32. The two halves of a head are paired, as in Llama's
     published weights, not neighbours.
     """
+    if kernel := _kernel("rope", x):
+        return kernel(x, cos, sin)
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
 
 
 def softmax(x: Tensor) -> Tensor:
     """Softmax over the last axis; the row maximum is subtracted first."""
+    if kernel := _kernel("softmax", x):
+        return kernel(x)
     return F.softmax(x, dim=-1)
 
 
@@ -159,6 +193,8 @@ def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -100) -> 
 
     logits (N, V), targets (N) int64 → scalar, in nats, accumulated in at least float32.
     """
+    if kernel := _kernel("cross_entropy", logits):
+        return kernel(logits, targets, ignore_index)
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     total = F.cross_entropy(logits.to(dtype), targets, ignore_index=ignore_index, reduction="sum")
     return total / (targets != ignore_index).sum().clamp(min=1)
@@ -167,6 +203,12 @@ def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -100) -> 
 def linear_cross_entropy(x: Tensor, w: Tensor, targets: Tensor, ignore_index: int = -100) -> Tensor:
     """cross_entropy(x wᵀ, targets). x (N, C), w (V, C), targets (N) → scalar.
 
-    A fused backend computes it in pieces and never holds the (N, V) logits; torch holds them.
+    On both backends the (N, V) logits are in memory once. The numba backend writes their gradient
+    over them (float16 excepted, where the loss scale would come too late), so that there backward
+    can run only once.
     """
-    return cross_entropy(linear(x, w), targets, ignore_index)
+    logits = linear(x, w)
+    if logits.requires_grad and logits.dtype != torch.float16:
+        if kernel := _kernel("cross_entropy", logits, "cross_entropy_"):
+            return kernel(logits, targets, ignore_index)
+    return cross_entropy(logits, targets, ignore_index)

@@ -4,7 +4,8 @@ The three rules are functions over lists of tensors (`sgd_step`, `adamw_step`, `
 one line of code for one line of the paper. A `torch._foreach_…_` call does one in-place operation
 on every tensor of a list, which is a little faster than a Python loop on a CPU and takes far fewer
 launches on a GPU. The classes around them keep the state and fit everything that expects a
-`torch.optim.Optimizer`.
+`torch.optim.Optimizer`; on the numba backend AdamW and Lion take their step in one launch of a
+kernel of the same rule (`ops.step_kernel`), while SGD has no kernel and stays with torch.
 """
 
 import math
@@ -12,6 +13,8 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+
+from . import ops
 
 
 def sgd_step(
@@ -173,7 +176,8 @@ class AdamW(_Optimizer):
 
     def _update(self, group, step, params, grads, ms, vs):
         options = _options(group, "lr", "betas", "eps", "weight_decay")
-        adamw_step(params, grads, ms, vs, step=step, **options)
+        rule = ops.step_kernel("adamw_step", params) or adamw_step
+        rule(params, grads, ms, vs, step=step, **options)
 
 
 class Lion(_Optimizer):
@@ -196,7 +200,8 @@ class Lion(_Optimizer):
         return ("m",)
 
     def _update(self, group, step, params, grads, ms):
-        lion_step(params, grads, ms, **_options(group, "lr", "betas", "weight_decay"))
+        rule = ops.step_kernel("lion_step", params) or lion_step
+        rule(params, grads, ms, **_options(group, "lr", "betas", "weight_decay"))
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:

@@ -11,6 +11,17 @@ figures too. Data are NumPy arrays, CPU tensors without gradients, or lists.
 
 from .figure import DASHES, GREY, HEAT, PALETTE, heat_map, style
 from .plots_attention import attention_map, attention_steps, score_steps, score_variance
+from .plots_kernels import (
+    access_timeline,
+    bank_map,
+    languages,
+    launch_floor,
+    registers,
+    rung_speeds,
+    rungs_under_roof,
+    stride_sectors,
+    traffic,
+)
 from .plots_model import head_shapes, ladder, next_token_bars, pipeline
 from .plots_text import batch_grid, token_strip
 from .plots_tokenizer import compression, merges, stage_times, token_lengths
@@ -29,27 +40,36 @@ __all__ = [
     "GREY",
     "HEAT",
     "PALETTE",
+    "access_timeline",
     "attention_map",
     "attention_steps",
+    "bank_map",
     "batch_grid",
     "compression",
     "gradient_norms",
     "head_shapes",
     "heat_map",
     "ladder",
+    "languages",
+    "launch_floor",
     "learning_rate_sweep",
     "lines",
     "loss_curves",
     "merges",
     "next_token_bars",
     "pipeline",
+    "registers",
+    "rung_speeds",
+    "rungs_under_roof",
     "schedule",
     "score_steps",
     "score_variance",
     "stage_times",
+    "stride_sectors",
     "style",
     "token_lengths",
     "token_strip",
+    "traffic",
     "update_ratios",
     "weight_histograms",
 ]

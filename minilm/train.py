@@ -144,15 +144,17 @@ def fix_steps(
     )
     trial.start()
     seconds: list[float] = []
-    while len(seconds) < least or (
-        sum(seconds) < CALIBRATION * config.minutes * 60 and len(seconds) < most
-    ):
-        begin = time.perf_counter()
-        trial.step(1 + len(seconds))
-        seconds.append(time.perf_counter() - begin)
+    with ops.use_backend(config.backend):
+        while len(seconds) < least or (
+            sum(seconds) < CALIBRATION * config.minutes * 60 and len(seconds) < most
+        ):
+            begin = time.perf_counter()
+            trial.step(1 + len(seconds))
+            seconds.append(time.perf_counter() - begin)
+        validation = _validation_seconds(trial, valid)
     # A machine slows down as it warms up and shares itself out: believe its slower steps.
     per_step = statistics.quantiles(seconds, n=4)[2]
-    validation, saving = _validation_seconds(trial, valid), _saving_seconds(model)
+    saving = _saving_seconds(model)
     after = validation + saving
     for seconds_each, every in ((validation, config.eval_every), (saving, config.save_every)):
         per_step += seconds_each / every if every else 0.0

@@ -6,6 +6,7 @@ import random
 # Before torch, numba or matplotlib are imported anywhere.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["MPLBACKEND"] = "Agg"
+os.environ["NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS"] = "0"  # tests launch small grids
 
 import numpy as np
 import pytest
@@ -19,6 +20,15 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kernel_cache(tmp_path_factory):
+    """Compiled kernels of this test run go to a temporary folder; workers of one run share it."""
+    if "CUDA_NUMBA_CACHE" not in os.environ:
+        folder = tmp_path_factory.getbasetemp()
+        shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+        os.environ["CUDA_NUMBA_CACHE"] = str(shared / "cuda-numba-cache")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -119,6 +119,15 @@ def test_minilm_has_a_reading_order():
     assert cycle(arrows) == []
 
 
+@pytest.mark.parametrize("folder", ["cuda_numba", "cuda_numba/emulator"])
+def test_cuda_numba_has_a_reading_order(folder):
+    sources = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / folder).glob("*.py")}
+    sources.pop("__init__")
+    arrows = {name: siblings(source, set(sources)) for name, source in sources.items()}
+    assert sum(map(len, arrows.values())) > len(arrows)
+    assert cycle(arrows) == []
+
+
 def test_a_planted_cycle_is_found():
     arrows = {
         "model": siblings("from .loss import next_token_loss", {"model", "loss", "ops"}),

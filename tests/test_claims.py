@@ -4,9 +4,14 @@
     b  pre-training pairs are one stream shifted by one; fine-tuning pairs are prompt‖target, with
        the loss only where it belongs; both objectives share backward and optimizer step
     c  the loop: ids → embedding → transformer → logits → shifted loss → backward → optimizer
+    d  the operations of a step resolve into GEMM, softmax/reduction, element-wise, gather/scatter
+       and copy; fused kernels cut memory traffic, raise arithmetic intensity, change gradients only
+       by rounding and weight shapes not at all
     f  a parameter's gradient is a sum over batch rows, over positions and over heads
     h  max_new_tokens stops sampling and changes no parameter; T caps what attention can see; the
        KV cache changes the cost and, up to T, not the result
+    i  kernels move float32, 16- and 8-bit numbers: the error is that of the format, and float16
+       underflows where bfloat16 does not
 
 A control is a deliberately broken variant that the same check must reject. The tests of a claim are
 in claims/claim_<letter>.py and are collected here: `pytest tests/test_claims.py -v`.
@@ -17,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-CLAIMS = "abcfh"
+CLAIMS = "abcdfhi"
 MODULES = [f"claims.claim_{letter}" for letter in CLAIMS]
 pytest.register_assert_rewrite(*MODULES)
 

@@ -353,9 +353,14 @@ def refused(argv, capsys, *named):
         (["--optimizer", "adam"], ["--optimizer", "adam", "lion"]),
         (["--dtype", "int8"], ["--dtype", "int8", "bfloat16"]),
         (["--preset", "huge"], ["--preset", "huge", "small"]),
-        (["--backend", "numba"], ["backend", "numba", "cuda_numba"]),
-        (["--backend", "numba", "--emulate"], ["backend", "numba", "cuda_numba"]),
+        (["--backend", "jax"], ["--backend", "jax", "numba"]),
+        (["--backend", "numba", "--device", "cpu"], ["--backend", "emulator", "--emulate"]),
         (["--emulate"], ["--emulate", "--backend numba"]),
+        (["--backend", "torch", "--emulate"], ["--emulate", "--backend numba"]),
+        (
+            ["--backend", "numba", "--emulate", "--device", "cuda"],
+            ["--emulate", "CPU", "--device cuda"],
+        ),
         (["--lr", "1e30", "--steps", "40"], ["loss", "step"]),
         (["--no-such-flag"], ["--no-such-flag", "--help"]),
         (["--tokenizer", "nowhere.json", "--vocab-size", "300"], ["--vocab-size", "--tokenizer"]),
@@ -367,6 +372,27 @@ def test_bad_flags_of_train(corpus, tmp_path, capsys, flags, named):
     refused(train(corpus, out, *flags), capsys, *named)
     if "1e30" not in flags:  # a run that goes wrong later keeps its history
         assert not out.exists()
+
+
+def test_training_on_the_emulator(corpus, tmp_path, capsys):
+    """Two steps with the kernels give what two steps with torch give; --resume keeps the choice."""
+    sizes = ["--context-length", "8", "--d-model", "8", "--n-layers", "1", "--n-heads", "2"]
+    sizes += ["--vocab-size", "264", "--steps", "2", "--save-every", "1", "--eval-every", "9"]
+    rows = {}
+    for backend in (["--backend", "torch"], ["--backend", "numba", "--emulate"]):
+        out = tmp_path / backend[1]
+        assert main([*train(corpus, out)[:-2], *sizes, *backend]) == 0
+        assert f"backend: {backend[1]}" in capsys.readouterr().out
+        lines = (out / "history.jsonl").read_text(encoding="utf-8").splitlines()
+        rows[backend[1]] = [json.loads(line) for line in lines]
+    assert len(rows["numba"]) == 2
+    for ours, theirs in zip(rows["numba"], rows["torch"], strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
+    if not torch.cuda.is_available():
+        out = str(tmp_path / "numba")
+        refused(["train", "--resume", out], capsys, "--backend", "--emulate")
+        refused(["train", "--resume", out, "--device", "mps"], capsys, "device", "mps")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

@@ -166,6 +166,14 @@ def test_torch_may_warn_of_an_old_driver_but_the_report_is_quiet(monkeypatch):
     assert look().torch_sees_gpu is False
 
 
+def test_the_kernels_and_where_they_run():
+    value = named(H100, "kernels").value
+    assert "layer_norm" in value and "on the GPU; linear, attention, sgd_step stay" in value
+    for facts in (LAPTOP, MAC, replace(H100, numba_cuda=None)):
+        assert "on the emulator (--emulate); linear" in named(facts, "kernels").value
+    assert "kernels" not in [f.name for f in diagnose(replace(LAPTOP, numba=None))]
+
+
 def test_the_printed_report_and_the_returned_one_agree():
     out = io.StringIO()
     report = run_doctor(file=out, facts=T4)

@@ -23,15 +23,20 @@ ROWS[20] |= {"valid_bits_per_byte": 2.9, "valid_loss": 5.0}
 ROWS[10] |= {"valid_bits_per_byte": 3.1, "valid_loss": 6.0}
 WORDS = ["def", " add", "(", "a", "):", "\n   "]
 
+EVENTS = [(0, "store", 0), (1, "load", 0), (1, "store", 1)]
 CALLS = dict(
+    access_timeline=lambda **k: plots.access_timeline(EVENTS, pair=(0, 1), **k),
     attention_map=lambda **k: plots.attention_map(CAUSAL, WORDS, **k),
     attention_steps=lambda **k: plots.attention_steps({0: CAUSAL, 100: CAUSAL}, WORDS, **k),
+    bank_map=lambda **k: plots.bank_map({"row": range(32), "column": [0] * 32}, **k),
     batch_grid=lambda **k: plots.batch_grid([[5, 6, 7], [7, 8, 5]], **k),
     compression=lambda **k: plots.compression({"code": ([256, 512], [1.0, 1.8])}, **k),
     gradient_norms=lambda **k: plots.gradient_norms([0, 1], {"block 0": [1.0, 0.5]}, **k),
     head_shapes=lambda **k: plots.head_shapes(T=6, C=64, H=4, D=16, **k),
     heat_map=lambda ax=None: plots.heat_map(CAUSAL, ax or plt.subplots()[1]).axes,
     ladder=lambda **k: plots.ladder({"ln V": 8.0, "unigram": 5.0, "model": 1.9}, **k),
+    languages=lambda **k: plots.languages({"Python": [("a$ = b", 0), ("", None)]}, **k),
+    launch_floor=lambda **k: plots.launch_floor({"ours": 2e-6}, 3e12, **k),
     learning_rate_sweep=lambda **k: plots.learning_rate_sweep(
         {"AdamW": ([1e-3, 1e-2, 1e-1], [3.0, 2.0, math.nan])}, **k
     ),
@@ -42,12 +47,19 @@ CALLS = dict(
     pipeline=lambda **k: plots.pipeline(
         "def add(a):\n", WORDS, range(6), torch.randn(6, 30), CAUSAL, [0.2, 0.5, 0.3], str, 2, **k
     ),
+    registers=lambda **k: plots.registers({"add": {"sm_75": 14, "sm_90": 16}}, **k),
+    rung_speeds=lambda **k: plots.rung_speeds({"sum": {"a": 1.0, "b": 2.5}}, 3.0, **k),
+    rungs_under_roof=lambda **k: plots.rungs_under_roof(
+        {"a": (0.1, 1e11), "b": (0.5, None)}, 3e12, 60e12, **k
+    ),
     schedule=lambda **k: plots.schedule([0.0, 1.0, 0.5], **k),
     score_steps=lambda **k: plots.score_steps({"Q Kᵀ": CAUSAL, "mask": CAUSAL.log()}, WORDS, **k),
     score_variance=lambda **k: plots.score_variance([2, 4], [2.1, 3.9], [1.0, 0.9], **k),
     stage_times=lambda **k: plots.stage_times({"minilm": {"split": 1.0, "merge": 2.0}}, **k),
+    stride_sectors=lambda **k: plots.stride_sectors([1, 2, 8], [4, 8, 32], **k),
     token_lengths=lambda **k: plots.token_lengths([1, 1, 2, 5], **k),
     token_strip=lambda **k: plots.token_strip(WORDS, **k),
+    traffic=lambda **k: plots.traffic({"naive": {"read": 2048, "write": 1024}}, par=1024, **k),
     update_ratios=lambda **k: plots.update_ratios([0, 1], {"w": [1e-2, 1e-3]}, **k),
     weight_histograms=lambda **k: plots.weight_histograms({0: torch.randn(200)}, **k),
 )
@@ -343,3 +355,61 @@ def test_weight_histograms_count_the_weights():
     assert edges[0] == -edges[-1]
     assert texts(ax) == ["σ = 0.000", "σ = 1.00" + texts(ax)[1][-1]]
     assert [t.get_text() for t in ax.get_yticklabels()] == ["step 0", "step 10"]
+
+
+# Kernels
+
+
+def test_accesses_stand_at_their_time_and_thread():
+    ax = plots.access_timeline(EVENTS, pair=(0, 1))
+    points = {line.get_label(): line.get_xydata().tolist() for line in ax.lines}
+    assert points["store"] == [[0, 0], [2, 1]] and points["load"] == [[1, 1]]
+    assert points["nothing orders these two"] == [[0, 0], [1, 1]]
+    assert texts(ax) == ["0", "0", "1"]
+
+
+def test_languages_are_coloured_by_part():
+    ax = plots.languages({"a": [("x", 0), ("y", None)], "b": [("z", 0), ("w", 1)]})
+    colours = [to_rgb(patch.get_facecolor()[:3]) for patch in ax.patches]
+    assert colours[0] == colours[1] != colours[2] and len(colours) == 3
+    assert texts(ax) == ["a", "x", "y", "b", "z", "w"]
+
+
+def test_bars_of_registers_and_rungs_carry_their_numbers():
+    ax = plots.registers({"add": {"sm_75": 14, "sm_90": 16}})
+    assert [bar.get_height() for bar in ax.patches] == [14, 16] and "14" in texts(ax)
+    ax = plots.rung_speeds({"sum": {"a": 1.0, "b": 2.5}, "max": {"a": 2.0}}, 3.0)
+    assert texts(ax) == ["1.00", "2.50", "2.00"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["sum: a", "sum: b", "max: a"]
+
+
+def test_bytes_are_stacked_and_summed():
+    ax = plots.traffic({"a": {"read": 3, "write": 1}, "b": {"read": 1}}, par=2, unit="B")
+    assert texts(ax) == ["4", "1"]
+    assert [bar.get_x() for bar in ax.patches] == [0, 0, 3, 1]
+    assert ax.lines[0].get_xdata()[0] == 2
+
+
+def test_strides_tell_the_share_that_is_used():
+    ax = plots.stride_sectors([1, 2, 8], [4, 8, 32])
+    assert texts(ax) == ["100 %", "50 %", "12.5 %"]
+
+
+def test_banks_count_lanes():
+    ax = plots.bank_map({"row": range(32), "column": [3] * 32})
+    (lanes,) = images(ax)
+    assert (lanes[0] == 1).all() and lanes[1].tolist() == [0, 0, 0, 32] + [0] * 28
+
+
+def test_rungs_stand_where_they_were_measured_or_at_the_roof():
+    ax = plots.rungs_under_roof({"a": (0.1, 1e11), "b": (0.5, None), "c": (99, None)}, 3e12, 6e13)
+    heights = [float(line.get_ydata()[0]) for line in ax.lines[1:]]
+    assert heights == [1e11, 1.5e12, 6e13]
+    assert ax.lines[2].get_markerfacecolor() == "none" != ax.lines[1].get_markerfacecolor()
+
+
+def test_a_launch_is_a_floor():
+    ax = plots.launch_floor({"ours": 2e-6}, 3e12)
+    curve = ax.lines[1].get_ydata()
+    assert curve[0] == pytest.approx(2) and curve[-1] == pytest.approx(1e9 / 3e12 * 1e6)
+    assert ax.lines[2].get_xdata()[0] == pytest.approx(6e6)  # the bytes that take as long

@@ -347,7 +347,7 @@ def test_what_does_not_fit_together_is_refused(tmp_path):
         ({"device": "tpu"}, "device: must be"),
         ({"betas": (0.9, 1.0)}, "betas: must be"),
         ({"mask_p": 0.0}, "mask_p: must be"),
-        ({"backend": "numba"}, "needs the kernels of cuda_numba"),
+        ({"backend": "jax"}, "backend: got 'jax', allowed are 'torch', 'numba'"),
         ({"steps": 5, "warmup": 6}, "warmup: must be at most steps"),
     ],
 )

@@ -137,7 +137,7 @@ class Exercise:
 
     def _is_given(self, answer: object) -> bool:
         """Whether a repair exercise comes back as it was handed out, comments and layout apart."""
-        code = getattr(answer, "__code__", None)
+        code = getattr(inspect.unwrap(answer), "__code__", None)
         if self.kind != "repair" or code is None:
             return False
         constants = compile(self.stub, "<given>", "exec").co_consts

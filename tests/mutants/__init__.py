@@ -11,7 +11,7 @@ A wrong answer must fail with a verdict in which the fragment occurs. At least o
 is right on the simplest input: a check that tries no more than that would let it pass.
 """
 
-from . import batches, heads, merges, optimizers, start, tokens, training
+from . import batches, heads, kernels, memory, merges, optimizers, start, tokens, training
 from .mutant import MUTANTS, SIMPLEST
 
 __all__ = [
@@ -19,6 +19,8 @@ __all__ = [
     "SIMPLEST",
     "batches",
     "heads",
+    "kernels",
+    "memory",
     "merges",
     "optimizers",
     "start",

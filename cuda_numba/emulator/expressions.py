@@ -1,0 +1,327 @@
+"""Types of expressions: one method for each kind of node of the syntax tree."""
+
+import ast
+from typing import Any
+
+from numba.core import types
+
+from . import cuda_types, intervals, operators
+from .calls import call_rule, cast_target
+from .dynamic import evaluate
+from .operators import is_integer, is_number
+from .source import MISSING, CudaName, cuda_path, is_device_function, is_instruction
+from .value import (
+    INDEX,
+    NOTHING,
+    PLAIN,
+    PROMOTED,
+    SIZE,
+    UNKNOWN,
+    WRITTEN,
+    Value,
+    join,
+    of_array,
+    of_constant,
+    of_type,
+)
+
+
+class Expressions:
+    """Visits expressions in the environment `env`: variable → Value."""
+
+    source: Any
+    resolve_call: Any
+    env: dict[str, Value]
+
+    def visit(self, node: ast.expr | None) -> Value:
+        if node is None:
+            return NOTHING
+        method = getattr(self, f"on_{type(node).__name__}", None)
+        if method is not None:
+            found = method(node)
+        else:
+            found = NOTHING
+            for child in ast.iter_child_nodes(node):
+                if isinstance(child, ast.expr):
+                    self.visit(child)
+        node._value = found
+        return found
+
+    def on_Constant(self, node: ast.Constant) -> Value:
+        return of_constant(node.value)
+
+    def on_Name(self, node: ast.Name) -> Value:
+        if node.id in self.source.locals or node.id in self.env:
+            return self.env.get(node.id, NOTHING)
+        return self.outside(self.source.value(node))
+
+    def outside(self, value: Any) -> Value:
+        """A value from outside the kernel."""
+        if isinstance(value, CudaName):
+            return cuda_types.attribute(str(value))
+        path = cuda_path(value)
+        if path is not None:
+            return cuda_types.attribute(path)
+        return NOTHING if value is MISSING else of_constant(value)
+
+    def on_Tuple(self, node: ast.Tuple | ast.List) -> Value:
+        items = tuple(self.visit(e) for e in node.elts)
+        if any(i.type is None for i in items):
+            return NOTHING
+        return Value(types.Tuple([i.type for i in items]), items=items)
+
+    on_List = on_Tuple
+
+    def on_Slice(self, node: ast.Slice) -> Value:
+        for part in (node.lower, node.upper, node.step):
+            self.visit(part)
+        return Value(types.slice2_type if node.step is None else types.slice3_type)
+
+    # ---- operators ----------------------------------------------------------------------------
+
+    def on_BinOp(self, node: ast.BinOp) -> Value:
+        left, right = self.visit(node.left), self.visit(node.right)
+        if left.type is None or right.type is None:
+            return NOTHING
+        op = type(node.op).__name__
+        rule = operators.binary(op, left.type, right.type)
+        if rule is None:
+            return NOTHING
+        constant = UNKNOWN
+        if left.is_constant and right.is_constant and is_number(rule.result):
+            constant = evaluate(op, rule, left, right)
+        bounds = None
+        if isinstance(rule.result, types.Integer):
+            bounds = self.integer_bounds(op, left, right, rule)
+        elif isinstance(rule.result, types.Boolean) and is_integer(left.type):
+            bounds = (0, 1)
+        if constant is not UNKNOWN and is_integer(rule.result):
+            bounds = (int(constant), int(constant))
+        return Value(rule.result, bounds, constant, origin=origin(rule, (left, right)))
+
+    def integer_bounds(self, op: str, left: Value, right: Value, rule: Any) -> Any:
+        limits = intervals.of_type(rule.result)
+        found = intervals.binary(op, left.bounds, right.bounds)
+        if found is None:
+            return limits
+        if intervals.inside(found, rule.result):
+            return found
+        # Numba leaves signed overflow undefined; an unsigned result wraps, all is possible.
+        return intervals.clip(found, limits) if rule.result.signed else limits
+
+    def on_UnaryOp(self, node: ast.UnaryOp) -> Value:
+        operand = self.visit(node.operand)
+        if isinstance(node.op, ast.Not):
+            return Value(types.boolean)
+        rule = operators.unary(type(node.op).__name__, operand.type) if operand.type else None
+        if rule is None:
+            return NOTHING
+        if operand.is_constant and isinstance(node.op, ast.USub | ast.UAdd):
+            constant = operand.constant if isinstance(node.op, ast.UAdd) else -operand.constant
+            if is_integer(rule.result):
+                constant = int(constant)
+                if rule.result.minval <= constant <= rule.result.maxval:
+                    return Value(rule.result, (constant, constant), constant)
+            else:
+                return Value(rule.result, constant=constant, origin=operand.origin)
+        bounds = None
+        if isinstance(node.op, ast.USub) and operand.bounds and is_integer(rule.result):
+            negated = (-operand.bounds[1], -operand.bounds[0])
+            bounds = negated if intervals.inside(negated, operand.type) else None
+        elif isinstance(node.op, ast.UAdd):
+            bounds = operand.bounds
+        elif isinstance(node.op, ast.Invert) and isinstance(rule.result, types.Integer):
+            a = operand.bounds
+            bounds = (~a[1], ~a[0]) if rule.result.signed and a else None
+        return Value(rule.result, bounds, origin=origin(rule, (operand,)))
+
+    def on_BoolOp(self, node: ast.BoolOp) -> Value:
+        found = self.visit(node.values[0])
+        for part in node.values[1:]:
+            kept = self.env
+            self.env = self.refine(node.values[0], dict(kept), isinstance(node.op, ast.And))
+            found = join(found, self.visit(part))
+            self.env = kept
+        return found.replace(definitions=frozenset())
+
+    def on_Compare(self, node: ast.Compare) -> Value:
+        for part in (node.left, *node.comparators):
+            self.visit(part)
+        return Value(types.boolean)
+
+    def on_IfExp(self, node: ast.IfExp) -> Value:
+        taken = self.test(node.test)
+        found = []
+        for part, truth in ((node.body, True), (node.orelse, False)):
+            if taken is (not truth):
+                continue
+            kept = self.env
+            self.env = self.refine(node.test, dict(kept), truth)
+            found.append(self.visit(part))
+            self.env = kept
+        value = found[0] if len(found) == 1 else join(*found)
+        return value.replace(definitions=frozenset())
+
+    # ---- parts --------------------------------------------------------------------------------
+
+    def on_Attribute(self, node: ast.Attribute) -> Value:
+        value = self.source.value(node)
+        if value is not MISSING:
+            return self.outside(value)
+        base = self.visit(node.value)
+        if base.type == cuda_types.DIM3 and node.attr in ("x", "y", "z"):
+            return base.items["xyz".index(node.attr)]
+        if not isinstance(base.type, types.Array):
+            return NOTHING
+        ndim = base.type.ndim
+        if node.attr == "shape":
+            return Value(types.UniTuple(types.intp, ndim), items=(INDEX,) * ndim)
+        if node.attr == "strides":
+            return of_type(types.UniTuple(types.intp, ndim))
+        if node.attr == "ndim":
+            return of_constant(ndim)
+        if node.attr in ("size", "itemsize"):
+            return SIZE
+        if node.attr == "nbytes":
+            return Value(types.intp)
+        found = operators.getattr_type(base.type, node.attr)
+        return of_array(found) if isinstance(found, types.Array) else Value(found)
+
+    def on_Subscript(self, node: ast.Subscript) -> Value:
+        base, index = self.visit(node.value), self.visit(node.slice)
+        if isinstance(base.type, types.BaseTuple):
+            return self.part(base, index)
+        if isinstance(base.type, types.CPointer):
+            return cuda_types.element(base.type)
+        if not isinstance(base.type, types.Array) or index.type is None:
+            return NOTHING
+        found = operators.getitem(base.type, index.type)
+        if isinstance(found, types.Array):
+            return of_array(found)
+        return Value(found, origin=WRITTEN)
+
+    def part(self, base: Value, index: Value) -> Value:
+        """An element of a tuple; of a mixed one only where the index is a constant."""
+        n = len(base.type)
+        if index.is_constant and isinstance(index.constant, int) and -n <= index.constant < n:
+            return base.items[index.constant] if base.items else of_type(base.type[index.constant])
+        if isinstance(base.type, types.UniTuple) and n:
+            items = base.items or tuple(map(of_type, base.type))
+            found = items[0]
+            for item in items[1:]:
+                found = join(found, item)
+            return found
+        return NOTHING
+
+    # ---- calls --------------------------------------------------------------------------------
+
+    def on_Call(self, node: ast.Call) -> Value:
+        arguments = [self.visit(a) for a in node.args]
+        keywords = {k.arg: self.visit(k.value) for k in node.keywords}
+        function = self.source.value(node.func)
+        path = cuda_path(function)
+        if path is not None:
+            return cuda_types.call(path, arguments, keywords, self.dtype_argument(node))
+        if function is MISSING:
+            return self.method_call(node)
+        if is_instruction(function):
+            return cuda_types.instruction(function, arguments)
+        if is_device_function(function):
+            if any(a.type is None for a in arguments):
+                return NOTHING
+            return of_type(self.resolve_call(function, [a.type for a in arguments]))
+        if any(a.type is None for a in arguments):
+            return NOTHING
+        return self.function_call(function, arguments)
+
+    def dtype_argument(self, node: ast.Call) -> Any:
+        given = node.args[1] if len(node.args) > 1 else None
+        for keyword in node.keywords:
+            given = keyword.value if keyword.arg == "dtype" else given
+        if given is None:
+            return None
+        if isinstance(given, ast.Constant):
+            return given.value
+        value = self.source.value(given)
+        return given._value.type if value is MISSING else value
+
+    def method_call(self, node: ast.Call) -> Value:
+        if not isinstance(node.func, ast.Attribute):
+            return NOTHING
+        base = self.visit(node.func.value)
+        if base.type == cuda_types.GRID_GROUP and node.func.attr == "sync":
+            return Value(types.int32)
+        return NOTHING
+
+    def function_call(self, function: Any, arguments: list[Value]) -> Value:
+        """Casts, builtins, functions of math and NumPy."""
+        kinds = tuple(a.type for a in arguments)
+        numbers = all(map(is_number, kinds))
+        target = cast_target(function)
+        if target is not None and len(arguments) == 1 and numbers:
+            return cast(arguments[0], target)
+        if function in (min, max):
+            return smallest_or_largest(function, arguments)
+        if function is len and len(arguments) == 1:
+            known = isinstance(kinds[0], types.BaseTuple)
+            return of_constant(len(kinds[0])) if known else INDEX
+        rule = call_rule(function, kinds)
+        if rule is None:
+            return NOTHING
+        if function in (int, float) and len(arguments) == 1:
+            return cast(arguments[0], rule.result, WRITTEN)
+        if function is abs and arguments[0].bounds is not None:
+            low, high = arguments[0].bounds
+            most = max(abs(low), abs(high))
+            if most <= rule.result.maxval:
+                return Value(rule.result, (max(low, -high, 0), most))
+        if isinstance(rule.result, types.BaseTuple):
+            return of_type(rule.result)
+        if isinstance(rule.result, types.Number | types.Boolean):
+            return Value(rule.result, origin=origin(rule, arguments) if numbers else WRITTEN)
+        return Value(rule.result)
+
+
+def origin(rule: operators.Rule, values: Any) -> str:
+    """Where a result comes from, if it is computed in float64."""
+    if types.float64 not in (rule.result, *rule.operands):
+        return PLAIN
+    floats = [v for v in values if v.type == types.float64]
+    if any(v.origin == WRITTEN for v in floats):
+        return WRITTEN
+    small = any(v.type != types.float64 and not v.is_constant for v in values)
+    return PROMOTED if small or any(v.origin == PROMOTED for v in floats) else PLAIN
+
+
+def cast(value: Value, target: types.Type, written: str = WRITTEN) -> Value:
+    """A number cast to a type."""
+    constant = UNKNOWN
+    if value.is_constant:
+        constant = evaluate("cast", operators.Rule(target, (value.type,)), value)
+    bounds = None
+    if is_integer(target):
+        if constant is not UNKNOWN:
+            bounds = (int(constant), int(constant))
+        elif value.bounds is not None and intervals.inside(value.bounds, target):
+            bounds = value.bounds
+    return Value(target, bounds, constant, origin=written)
+
+
+def smallest_or_largest(function: Any, arguments: list[Value]) -> Value:
+    if len(arguments) == 1 and isinstance(arguments[0].type, types.BaseTuple):
+        arguments = list(arguments[0].items or map(of_type, arguments[0].type))
+    if not arguments:
+        return NOTHING
+    found = arguments[0]
+    for value in arguments[1:]:
+        both = join(found, value)
+        if both.type is None or not is_number(both.type):
+            return NOTHING
+        bounds = None
+        if both.bounds is not None and is_integer(found.type) and is_integer(value.type):
+            bounds = tuple(function(*pair) for pair in zip(found.bounds, value.bounds, strict=True))
+        kinds = (found.type, value.type)
+        rule = operators.Rule(both.type, (both.type, both.type))
+        mixed = origin(rule, (found, value)) if kinds[0] != kinds[1] else both.origin
+        found = Value(both.type, bounds, origin=mixed)
+    return found.replace(definitions=frozenset())

@@ -1,0 +1,158 @@
+"""Results files: what a kernel reached, on which device, against which peers and which goal.
+
+    {"command", "device", "driver", "versions", "date", "commit", "dirty", "rows": [ROW, …]}
+    ROW = {"op", "pass", "shape", "dtype", "value", "unit", "seconds", "of_roof", "peers",
+           "error", "goal", "met", "source_sha256"}
+
+README, book and notebooks read these files and copy no numbers. `is_current` says whether the
+kernel's source is still what was measured; where it is not, they say "older kernel".
+"""
+
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).resolve().parent
+RESULTS = PACKAGE / "results"
+VERSIONS_OF = ("torch", "numpy", "numba", "numba-cuda", "llvmlite", "cuda-bindings", "triton")
+SMALLER_IS_BETTER = ("s", "us", "bytes")
+KEYS = ("command", "device", "driver", "versions", "date", "commit", "dirty", "rows")
+ROW_KEYS = (
+    *("op", "pass", "shape", "dtype", "value", "unit", "seconds", "of_roof", "peers", "error"),
+    *("goal", "met", "source_sha256"),
+)
+
+
+def met(value: float, unit: str, goal: float | None) -> bool | None:
+    """Whether `value` reaches `goal`; the unit says whether less or more is better."""
+    if goal is None:
+        return None
+    return value <= goal if unit in SMALLER_IS_BETTER else value >= goal
+
+
+def source_sha256(*names: str) -> str:
+    """One hash over files of this package, whatever the line ends of the checkout."""
+    digest = hashlib.sha256()
+    for name in names:
+        data = (PACKAGE / name).read_bytes().replace(b"\r\n", b"\n")
+        digest.update(hashlib.sha256(data).digest())
+    return digest.hexdigest()
+
+
+def row(
+    op: str,
+    pass_: str,
+    value: float,
+    unit: str,
+    *,
+    sources: tuple[str, ...],
+    shape: dict[str, Any],
+    dtype: str,
+    seconds: float | None,
+    error: float,
+    of_roof: float | None = None,
+    peers: dict[str, dict] | None = None,
+    goal: float | None = None,
+) -> dict[str, Any]:
+    """One row. error: the largest, against float64, relative to the largest expected number."""
+    return {
+        "op": op, "pass": pass_, "shape": shape, "dtype": dtype, "value": value, "unit": unit,
+        "seconds": seconds, "of_roof": of_roof, "peers": peers or {}, "error": error, "goal": goal,
+        "met": met(value, unit, goal), "source_sha256": source_sha256(*sources),
+    }  # fmt: skip
+
+
+def default_path(command: str, device: str) -> Path:
+    """results/<command>-<device>.json of this package."""
+    slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    return RESULTS / f"{command}-{slug}.json"
+
+
+def write(
+    path: str | Path, command: str, device: str, rows: list[dict], driver: str | None
+) -> dict:
+    """Write a results file, whole or not at all, and return what was written."""
+    commit = _git("rev-parse", "HEAD")
+    changed = _git("status", "--porcelain", "--", ".", ":(exclude,glob)**/results/*.json")
+    results = {
+        "command": command,
+        "device": device,
+        "driver": driver,
+        "versions": {"python": platform.python_version(), "system": platform.system()}
+        | {name: v for name in VERSIONS_OF if (v := _version(name)) is not None},
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit,
+        "dirty": None if commit is None else bool(changed),
+        "rows": rows,
+    }
+    check(results)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+    return results
+
+
+def read(path: str | Path) -> dict:
+    """A results file, checked."""
+    results = json.loads(Path(path).read_text(encoding="utf-8"))
+    check(results)
+    return results
+
+
+def check(results: dict) -> None:
+    """Raise ValueError naming the first thing in a results file that is not as it must be."""
+    if set(results) != set(KEYS):
+        raise ValueError(f"results: keys are {sorted(results)}, expected {sorted(KEYS)}")
+    for i, r in enumerate(results["rows"]):
+        if set(r) != set(ROW_KEYS):
+            raise ValueError(f"rows[{i}]: keys are {sorted(r)}, expected {sorted(ROW_KEYS)}")
+        for peer, found in r["peers"].items():
+            if set(found) < {"value", "seconds"}:
+                raise ValueError(f"rows[{i}]: peer {peer!r} must have value and seconds")
+        numbers = [r[k] for k in ("value", "seconds", "of_roof", "error", "goal")]
+        if r["error"] is None or not all(math.isfinite(x) for x in numbers if x is not None):
+            raise ValueError(f"rows[{i}]: every number must be finite and error given: {numbers}")
+        if r["met"] != met(r["value"], r["unit"], r["goal"]):
+            raise ValueError(f"rows[{i}]: met is {r['met']}, value and goal say otherwise")
+
+
+def is_current(r: dict, sources: tuple[str, ...]) -> bool:
+    """Whether the files that a row measured are still the same."""
+    return r["source_sha256"] == source_sha256(*sources)
+
+
+def label(r: dict, sources: tuple[str, ...]) -> str:
+    """What to write beside a number: "older kernel" where its source has changed since, else ""."""
+    return "" if is_current(r, sources) else "older kernel"
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    if not (PACKAGE.parent / ".git").exists():
+        return None
+    command = ("git", "-C", str(PACKAGE.parent), *arguments)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

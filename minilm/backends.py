@@ -1,0 +1,114 @@
+"""Backends: who computes the operations of `ops`, and which of them.
+
+- ``torch`` (the default): PyTorch's own kernels, on a CPU, a GPU or MPS;
+- ``numba``: the kernels of `cuda_numba`, written in Python; on CUDA tensors they run on the GPU, on
+  CPU tensors on the emulator, which shows everything and takes thousands of times longer.
+
+A backend that is asked for by name is used or refused, never replaced silently. What `numba` has no
+kernel for stays with PyTorch, and that is written down here: `computed_by` tells it for each
+operation.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from threading import Lock
+
+BACKENDS = ("torch", "numba")
+OPS = (
+    "linear",
+    "embedding",
+    "layer_norm",
+    "rms_norm",
+    "gelu",
+    "swiglu",
+    "rope",
+    "softmax",
+    "attention",
+    "cross_entropy",
+    "linear_cross_entropy",
+    "sgd_step",
+    "adamw_step",
+    "lion_step",
+)
+# What each backend computes itself. The rest is PyTorch's: matrix products, attention as a whole
+# and SGD, and whatever stands between the operations (additions, dropout, reshapes).
+BACKEND_OPS = {
+    "torch": frozenset(OPS) - {"linear_cross_entropy"},
+    "numba": frozenset(
+        {
+            "embedding",
+            "layer_norm",
+            "rms_norm",
+            "gelu",
+            "swiglu",
+            "rope",
+            "softmax",
+            "cross_entropy",
+            "adamw_step",
+            "lion_step",
+        }
+    ),
+}
+COMPOSED = {"linear_cross_entropy": ("linear", "cross_entropy")}  # by both backends
+DEVICES = {"torch": None, "numba": ("cuda", "cpu")}  # None: every device
+
+_backend: ContextVar[str] = ContextVar("minilm_backend", default="torch")
+_switched = 0  # `with` blocks of any thread that are inside another backend than torch
+_lock = Lock()
+
+
+def backend() -> str:
+    """The name of the backend in force."""
+    # As long as nobody has switched, the variable is not looked at: torch.compile cannot trace it.
+    return _backend.get() if _switched else "torch"
+
+
+def computed_by(op: str, name: str | None = None) -> str:
+    """Who computes operation `op` on backend `name` (default: the one in force).
+
+    "numba" or "torch"; for an operation that is put together from others, both if they differ:
+    computed_by("linear_cross_entropy", "numba") is "torch + numba". Raises ValueError for an
+    operation or a backend that does not exist.
+    """
+    if op not in OPS:
+        raise ValueError(f"op: got {op!r}, allowed are {', '.join(map(repr, OPS))}")
+    name = backend() if name is None else check_backend(name)
+    parts = COMPOSED.get(op, (op,))
+    owners = [name if part in BACKEND_OPS[name] else "torch" for part in parts]
+    return " + ".join(dict.fromkeys(owners))
+
+
+def check_backend(name: str, device: str | None = None) -> str:
+    """`name`, or a ValueError that says which backends there are.
+
+    device: the type of device ("cpu", "cuda", "mps") that it is to compute on, if known.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"backend: got {name!r}, allowed are {', '.join(map(repr, BACKENDS))}")
+    if device is not None and DEVICES[name] is not None and device not in DEVICES[name]:
+        raise ValueError(
+            f"backend: {name!r} computes on {' and '.join(DEVICES[name])}, got tensors on {device}"
+        )
+    return name
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run the operations inside the `with` block on backend `name`, in this thread.
+
+    Raises ValueError for a backend that does not exist.
+    """
+    token = _backend.set(check_backend(name))
+    _count(name != "torch")
+    try:
+        yield
+    finally:
+        _count(-(name != "torch"))
+        _backend.reset(token)
+
+
+def _count(change: int) -> None:
+    global _switched
+    with _lock:
+        _switched += change

@@ -1,0 +1,258 @@
+"""Embedding against float64, forward and backward, on the emulator and on a GPU."""
+
+import sys
+
+import pytest
+import torch
+from tolerance import DTYPES, check, guarded, poison_, poisoned
+
+from cuda_numba import embedding_gradient, embedding_plan
+from cuda_numba.embedding import (
+    RUNGS,
+    embedding,
+    embedding_backward,
+    embedding_forward,
+    embedding_reference,
+)
+from cuda_numba.embedding_gradient import embedding_backward_reference
+
+# (tokens, V, C): odd columns, one row, more tokens than rows and the other way round.
+SHAPES = [(1, 1, 1), (7, 3, 33), (33, 7, 8), (5, 130, 24), (130, 33, 7), (40, 9, 264)]
+GPU_SHAPES = SHAPES + [(1823, 781, 130), (16384, 50304, 768), (5001, 128256, 33), (70001, 517, 96)]
+
+
+@pytest.fixture(autouse=True)
+def poison():
+    with poisoned():
+        yield
+
+
+def zipf(n, rows, device="cpu", dtype=torch.int64):
+    """n ids, of which id k turns up in proportion to 1 / (k + 1), in random order."""
+    odds = 1.0 / torch.arange(1, rows + 1)
+    return torch.multinomial(odds, n, replacement=True).to(device, dtype)
+
+
+def numbers(shape, dtype, device="cpu"):
+    return torch.randn(shape).to(device, dtype)
+
+
+def check_forward(forward, shape, dtype, device="cpu"):
+    n, V, C = shape
+    ids, w = zipf(n, V, device), numbers((V, C), dtype, device)
+    assert torch.equal(forward(ids, w), embedding_reference(ids, w))
+
+
+def check_backward(dy, ids, V):
+    dw = embedding_backward(dy, ids, V)
+    assert dw.dtype == dy.dtype
+    # What is added up: Σ |dy|, which for an id with many tokens is much more than |dw|.
+    scale = embedding_backward_reference(dy.double().abs(), ids, V)
+    check("dw", dw, embedding_backward_reference(dy.double(), ids, V), scale=scale)
+    return dw
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+class TestAgainstFloat64:
+    @pytest.mark.parametrize("rung", RUNGS)
+    def test_forward(self, shape, dtype, rung):
+        check_forward(RUNGS[rung], shape, dtype)
+
+    def test_backward(self, shape, dtype):
+        n, V, C = shape
+        check_backward(numbers((n, C), dtype), zipf(n, V), V)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+class TestOnGPU:
+    @pytest.mark.parametrize("rung", RUNGS)
+    @pytest.mark.parametrize("shape", GPU_SHAPES, ids=str)
+    def test_forward(self, shape, dtype, rung):
+        check_forward(RUNGS[rung], shape, dtype, "cuda")
+
+    @pytest.mark.parametrize("shape", GPU_SHAPES, ids=str)
+    def test_backward(self, shape, dtype):
+        n, V, C = shape
+        ids = zipf(n, V, "cuda")
+        dy = numbers((n, C), dtype, "cuda")
+        dw = check_backward(dy, ids, V)
+        for _ in range(10):
+            assert torch.equal(embedding_backward(dy, ids, V), dw)
+
+    def test_one_id_for_all(self, dtype):
+        ids = torch.full((20000,), 77, device="cuda")
+        dy = numbers((20000, 768), dtype, "cuda")
+        dw = check_backward(dy, ids, 1000)
+        assert torch.equal(embedding_backward(dy, ids, 1000), dw)
+
+    def test_ids_outside(self, dtype):
+        ids = torch.tensor([0, -1, 4, 5, 2**40, 3], device="cuda")
+        w = numbers((5, 16), dtype, "cuda")
+        y = embedding(ids, w)
+        inside = (ids >= 0) & (ids < 5)
+        assert torch.equal(y[inside], w[ids[inside]]) and y[~inside].isnan().all()
+        check_backward(numbers((6, 16), dtype, "cuda"), ids, 5)
+
+    def test_like_the_emulator(self, dtype):
+        ids = zipf(130, 33)
+        dy = numbers((130, 24), dtype)
+        dw = embedding_backward(dy.cuda(), ids.cuda(), 33)
+        assert torch.equal(dw.cpu(), embedding_backward(dy, ids, 33)), "the same order of additions"
+
+
+class TestManyTokens:
+    """Several tiles of tokens, several groups of ids, several pieces of an id."""
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_pieces(self, dtype):
+        """An id with 1, PIECE, PIECE + 1 … tokens; pieces that begin in the same PIECE slots."""
+        counts = [1, 32, 33, 0, 64, 65, 97, 2, 34]
+        ids = torch.cat([torch.full((c,), v) for v, c in enumerate(counts)])
+        ids = ids[torch.randperm(len(ids))]
+        check_backward(numbers((len(ids), 24), dtype), ids, len(counts))
+
+    def test_order_is_that_of_the_tokens(self):
+        """Bit for bit the sum from the first to the last, by pieces of 32."""
+        ids = torch.zeros(70, dtype=torch.int64)
+        ids[::7] = 1
+        dy = torch.randn(70, 8) * 10.0 ** torch.randint(-4, 4, (70, 8))
+        dw = embedding_backward(dy, ids, 3)
+        for v in (0, 1):
+            total = torch.zeros(8)
+            for piece in dy[ids == v].split(32):
+                part = torch.zeros(8)
+                for row in piece:
+                    part += row
+                total += part
+            assert torch.equal(dw[v], total)
+        assert (dw[2] == 0).all()
+
+    def test_tiles(self):
+        n = 2 * embedding_plan.THREADS + 77
+        ids = zipf(n, 40)
+        check_backward(numbers((n, 4), torch.float32), ids, 40)
+
+    @pytest.mark.parametrize("clear_bytes", [0, 700, 1 << 20])
+    def test_rows_cleared_ahead(self, monkeypatch, clear_bytes):
+        """Some of the rows are cleared before it is known which have tokens."""
+        monkeypatch.setattr(embedding_plan, "CLEAR_BYTES", clear_bytes)
+        check_backward(numbers((60, 8), torch.float32), torch.randint(0, 130, (60,)), 130)
+
+    def test_longer_pieces(self, monkeypatch):
+        """As for more tokens: pieces of 128."""
+        monkeypatch.setattr(embedding_gradient, "MANY_TOKENS", 100)
+        ids = torch.randint(0, 2, (300,))
+        check_backward(numbers((300, 8), torch.bfloat16), ids, 3)
+
+
+class TestAutograd:
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_gradient(self, dtype):
+        ids, w = zipf(20, 9).view(4, 5), numbers((9, 24), dtype).requires_grad_()
+        dy = numbers((4, 5, 24), dtype)
+        embedding(ids, w).backward(dy)
+        assert torch.equal(w.grad, embedding_backward(dy, ids, 9))
+        expected = embedding_backward_reference(dy.double(), ids, 9)
+        check("dw", w.grad, expected, scale=20 * dy.abs().max().double())
+
+    def test_not_contiguous(self):
+        ids = zipf(20, 9).view(4, 5).t()
+        w = torch.randn(24, 9).t().requires_grad_()
+        dy = torch.randn(24, 4, 5).permute(2, 1, 0)
+        y = embedding(ids, w)
+        y.backward(dy)
+        assert torch.equal(y, w[ids])
+        check("dw", w.grad, embedding_backward_reference(dy.double(), ids, 9), scale=80)
+
+    def test_gradient_of_a_sum(self):
+        ids, w = zipf(20, 9), torch.randn(9, 8, requires_grad=True)
+        embedding(ids, w).sum().backward()
+        assert torch.equal(w.grad, torch.bincount(ids, minlength=9)[:, None].float().expand(9, 8))
+
+
+class TestIds:
+    def test_single(self):
+        w = torch.randn(5, 8)
+        assert torch.equal(embedding(torch.tensor(3), w), w[3])
+
+    def test_int32(self):
+        ids, w = zipf(20, 9, dtype=torch.int32), torch.randn(9, 8, requires_grad=True)
+        y = embedding(ids, w)
+        y.sum().backward()
+        assert torch.equal(y, w[ids])
+        assert torch.equal(w.grad[:, 0], torch.bincount(ids, minlength=9).float())
+
+    @pytest.mark.parametrize("bad", [-1, 5, 2**40])
+    def test_outside_on_a_cpu(self, bad):
+        with pytest.raises(IndexError, match=f"^ids: got {bad}, allowed are 0 to 4.$"):
+            embedding(torch.tensor([0, bad]), torch.randn(5, 8))
+
+    @pytest.mark.parametrize("C", [7, 8])
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_outside_in_a_kernel(self, dtype, C):
+        """What a GPU does with them: NaN rows, and no gradient."""
+        ids = torch.tensor([0, -1, 4, 5, 2**40, -(2**40), 2**32, 3])
+        w = numbers((5, C), dtype)
+        inside = (ids >= 0) & (ids < 5)
+        for forward in RUNGS.values():
+            y = forward(ids, w)
+            assert torch.equal(y[inside], w[ids[inside]]) and y[~inside].isnan().all()
+        check_backward(numbers((8, C), dtype), ids, 5)
+
+    def test_all_outside(self):
+        dw = embedding_backward(torch.randn(3, 8), torch.full((3,), 9), 5)
+        assert torch.equal(dw, torch.zeros(5, 8))
+
+
+@pytest.mark.parametrize(("n", "V", "C"), [(0, 5, 8), (3, 5, 0), (0, 0, 8), (0, 5, 0)])
+def test_empty(n, V, C):
+    ids, w = torch.zeros(n, dtype=torch.int64), torch.randn(V, C, requires_grad=True)
+    y = embedding(ids, w)
+    assert y.shape == (n, C)
+    y.sum().backward()
+    assert torch.equal(w.grad, torch.zeros(V, C))
+
+
+@pytest.mark.parametrize("offset", [0, 1, 3])
+@pytest.mark.parametrize("C", [7, 16])
+def test_writes_nothing_outside(monkeypatch, C, offset):
+    """Also where tensors start in the middle of 16 bytes."""
+    y, y_intact = guarded((40, C), torch.float16, guard=64 + offset)
+    dw, dw_intact = guarded((9, C), torch.float16, guard=64 + offset)
+    original = torch.empty
+    shapes = {(40, C): y, (9, C): dw}
+
+    def empty(*shape, **options):
+        if options.get("dtype") == torch.float16:
+            return shapes[shape]
+        return poison_(original(*shape, **options))
+
+    monkeypatch.setattr(torch, "empty", empty)
+    ids = zipf(40, 9)
+    w, dy = (torch.randn(n * C + offset).half()[offset:].view(n, C) for n in (9, 40))
+    assert torch.equal(embedding_forward(ids, w), w[ids])
+    check_backward(dy, ids, 9)
+    assert y_intact() and dw_intact()
+
+
+def test_rows_of_several_launches(monkeypatch):
+    """More accesses than fit 32 bits are split; here, more than 100."""
+    monkeypatch.setattr(sys.modules["cuda_numba.embedding"], "PER_LAUNCH", 100)
+    check_forward(embedding_forward, (130, 33, 56), torch.float16)
+
+
+def test_deterministic():
+    ids, dy = zipf(300, 20), torch.randn(300, 8)
+    assert torch.equal(embedding_backward(dy, ids, 20), embedding_backward(dy, ids, 20))
+
+
+def test_wrong_arguments():
+    ids, w = torch.tensor([0]), torch.zeros(2, 3)
+    with pytest.raises(TypeError, match="^ids: its dtype is float32, embedding takes int64, int32"):
+        embedding(ids.float(), w)
+    with pytest.raises(TypeError, match="^w: its dtype is float64, embedding takes float32, "):
+        embedding(ids, w.double())
+    with pytest.raises(ValueError, match=r"^w: its shape is \(3,\), it must be \(V, C\)\.$"):
+        embedding(ids, w[0])
