@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .figure import GREY, INK, PALETTE, drawn, heat_map, new_axes, pale, readable
+from .figure import GREY, INK, PALETTE, dark_or_light, drawn, heat_map, new_axes, pale, readable
 
 MARKS = {"store": "s", "load": "o", "atomic": "D"}
 
@@ -113,10 +113,13 @@ def bank_map(patterns: Mapping[str, Sequence[int]], *, ax=None):
     """How many lanes of a warp want each of the 32 banks. patterns: name → bank of each lane."""
     ax = ax or new_axes(9, 0.5 * len(patterns) + 1.1)
     lanes = np.array([np.bincount(banks, minlength=32) for banks in patterns.values()])
-    heat_map(lanes, ax, hidden=lanes == 0, vmin=0, vmax=32, text=".0f")
+    image = heat_map(lanes, ax, hidden=lanes == 0, vmin=0, vmax=32)
+    for y, bank in np.argwhere(lanes > 0):
+        ink = dark_or_light(image.to_rgba(float(lanes[y, bank])))
+        ax.text(bank, y, str(lanes[y, bank]), ha="center", va="center", color=ink, size=8)
     ax.set_yticks(range(len(patterns)), list(patterns))
     ax.set_xticks(range(0, 32, 4))
-    ax.set(xlabel="bank", title="lanes that want a bank in one request (grey: none)")
+    ax.set(xlabel="bank", title="lanes that want a bank in one request (hatched: none)")
     return ax
 
 
@@ -162,8 +165,9 @@ def rungs_under_roof(
         look = dict(color=PALETTE[k % 7], markerfacecolor=face, markersize=8)
         label = f"{name}: {intensity:.3g} FLOPs per byte"
         ax.plot(intensity, y, "os^DvPX"[k % 7], label=label, **look)
-    ax.annotate(f"{bandwidth / 1e12:.3g} TB/s", (2.0**-5, 2.0**-5 * bandwidth), (-4, 12),
-                textcoords="offset points", size=9)  # fmt: skip
+    at = (2.0**-3, 2.0**-3 * bandwidth)
+    text = f"{bandwidth / 1e12:.3g} TB/s"
+    ax.annotate(text, at, (-12, 10), textcoords="offset points", size=9, ha="right")
     ax.annotate(f"{peak / 1e12:.3g} TFLOP/s", (2.0**6, peak), (0, 5), textcoords="offset points",
                 size=9, ha="center")  # fmt: skip
     ax.set_ylim(x[0] * bandwidth / 2, 4 * peak)
@@ -201,7 +205,7 @@ def launch_floor(launches: Mapping[str, float], bandwidth: float, *, ax=None):
     while the GPU runs the last, so the longer of the two counts; a cross marks where they are even.
     """
     ax = ax or new_axes(7, 3.4)
-    size = np.logspace(2, 9, 200)
+    size = np.logspace(4, 9, 200)
     ax.loglog(size, size / bandwidth * 1e6, ":", color=GREY, label="bytes at full bandwidth")
     for k, (name, seconds) in enumerate(launches.items()):
         label = f"{name}, {1e6 * seconds:.2f} µs"
@@ -209,5 +213,5 @@ def launch_floor(launches: Mapping[str, float], bandwidth: float, *, ax=None):
         even = seconds * bandwidth
         ax.plot(even, 1e6 * seconds, "x", color=PALETTE[k], markersize=8)
     ax.set(xlabel="bytes moved", ylabel="µs per kernel")
-    ax.legend(loc="upper left")
+    ax.legend(loc="lower right")
     return ax
