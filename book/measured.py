@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from cuda_numba import record
+from cuda_numba import bench_emulator, record
 from cuda_numba.sources import SOURCES
 from minilm import bench
 from minilm.command_bench import BENCHMARKS
@@ -33,6 +33,9 @@ def present_hashes(command: str) -> dict[str, str]:
     """
     if command == "kernels":
         return {op: record.source_sha256(*files) for op, files in SOURCES.items()}
+    if command == "emulator":
+        present = record.source_sha256(*bench_emulator.SOURCES)
+        return {"plain": present, "report": present}
     module, _ = BENCHMARKS.get(command, ("bench", None))
     sources = getattr(importlib.import_module(f"minilm.{module}"), "SOURCES", {})
     return {name: bench.source_sha256(*files) for name, files in sources.items()}
@@ -77,8 +80,9 @@ def origin(results: dict) -> str:
 
 def command_of(results: dict) -> str:
     """What was typed to measure this."""
-    if results["command"] == "kernels":
-        return "python -m cuda_numba.bench"
+    modules = {"kernels": "bench", "emulator": "bench_emulator"}
+    if module := modules.get(results["command"]):
+        return f"python -m cuda_numba.{module}"
     return f"minilm bench {results['command']}"
 
 

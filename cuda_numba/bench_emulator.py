@@ -31,7 +31,8 @@ SOURCES = tuple(
     f"emulator/{name}.py"
     for name in (
         *("rewrite", "infer", "arithmetic", "program", "run", "machine", "block", "thread"),
-        *("schedule", "twins", "tracer", "log", "races", "uninitialised", "traffic", "report"),
+        *("schedule", "twins", "tracer", "batch", "log", "requests", "words", "races"),
+        *("uninitialised", "traffic", "report"),
     )
 )
 

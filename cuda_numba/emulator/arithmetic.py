@@ -23,6 +23,7 @@ from .operators import is_integer, is_number
 from .source import cuda_path
 from .value import Value
 
+COMPUTED = ast.BinOp | ast.UnaryOp | ast.Call  # what may be computed in another type than it has
 COMPUTING = ("popc", "clz", "brev", "ffs", "fma", "cbrt")  # of the `cuda` namespace
 __all__ = ["COMPUTING", "call", "cast", "emit", "literal", "name", "namespace", "store_cast"]
 
@@ -33,7 +34,11 @@ def namespace() -> dict[str, Any]:
 
 
 def emit(node: ast.expr, found: Any) -> ast.expr | None:
-    return EMITTERS[type(node)](node, found)
+    new = EMITTERS[type(node)](node, found)
+    value, computed = found.value(node), found.computed(node)
+    if computed == value.type or new is None or not isinstance(node, COMPUTED):
+        return new
+    return cast(new, Value(computed), value.type)
 
 
 def emit_constant(node: ast.Constant, found: Any) -> ast.expr:

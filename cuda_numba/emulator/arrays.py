@@ -1,5 +1,6 @@
 """Arrays that a kernel makes for itself: `cuda.shared.array` and `cuda.local.array`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,25 +20,36 @@ def numpy_shape(shape: Any) -> tuple[int, ...]:
     return tuple(int(n) for n in shape) if isinstance(shape, tuple | list) else (int(shape),)
 
 
+def bind_shared_array(m: Any, origin: tuple) -> Callable[..., Any]:
+    """`cuda.shared.array` at one place of a kernel."""
+    line, column, name, *where = origin  # the variable's name
+    key = (line, column, *where)
+
+    def shared_array(shape: Any, dtype: Any, alignment: int | None = None) -> Any:
+        found = m.t.block.shared.arrays.get(key)
+        return found if found is not None else new(shape, dtype, alignment)
+
+    def new(shape: Any, dtype: Any, alignment: int | None) -> Any:
+        arena = m.t.block.shared
+        a, address = arena.place(numpy_shape(shape), numpy_dtype(dtype), alignment or ALIGNMENT)
+        m.memory.known_shared(a, address)
+        found = a
+        if m.tracing:
+            found = View(a, "shared", address, name, m.log)
+            m.add_array(name, "shared", address, a)
+        arena.arrays[key] = found
+        m.shared_bytes = max(m.shared_bytes, arena.end - arena.start)
+        return found
+
+    return shared_array
+
+
 def shared_array(m, shape, dtype, alignment=None):
     """One array for the whole block, the same for every thread that reaches this call.
 
     A shape of 0 is the dynamic shared memory of the launch, from its first byte.
     """
-    arena = m.t.block.shared
-    key = m.origin[:2] + m.origin[3:]
-    found = arena.arrays.get(key)
-    if found is None:
-        a, address = arena.place(numpy_shape(shape), numpy_dtype(dtype), alignment or ALIGNMENT)
-        m.memory.known_shared(a, address)
-        found = a
-        if m.tracing:
-            name = m.origin[2]  # of the variable
-            found = View(a, "shared", address, name, m.log)
-            m.add_array(name, "shared", address, a)
-        arena.arrays[key] = found
-        m.shared_bytes = max(m.shared_bytes, arena.end - arena.start)
-    return found
+    return bind_shared_array(m, m.origin)(shape, dtype, alignment)
 
 
 def local_array(m, shape, dtype, alignment=None):

@@ -32,6 +32,8 @@ class Expressions:
     source: Any
     resolve_call: Any
     env: dict[str, Value]
+    changed: bool
+    missing: int  # how often a variable was read that no path has assigned so far
 
     def visit(self, node: ast.expr | None) -> Value:
         if node is None:
@@ -44,15 +46,40 @@ class Expressions:
             for child in ast.iter_child_nodes(node):
                 if isinstance(child, ast.expr):
                     self.visit(child)
+        if not isinstance(node, ast.Name | ast.Constant):
+            found = self.remembered(node, found)
         node._value = found
         return found
+
+    def remembered(self, node: ast.expr, found: Value) -> Value:
+        """What is found now, unified with the type that was found on earlier passes.
+
+        Numba never takes back a type that it has given to an intermediate result. Where an operand
+        was first unsigned and turned out to be signed, the result stays what holds both: float64.
+        """
+        node._computed = found.type
+        before = getattr(node, "_type", None)
+        if before == found.type:
+            return found
+        kind = found.type
+        if is_number(before) and is_number(kind):
+            kind = operators.unify(before, kind)
+        node._type = kind
+        self.changed |= kind != before
+        if kind == found.type:
+            return found
+        return Value(kind, origin=PROMOTED if kind == types.float64 else PLAIN)
 
     def on_Constant(self, node: ast.Constant) -> Value:
         return of_constant(node.value)
 
     def on_Name(self, node: ast.Name) -> Value:
-        if node.id in self.source.locals or node.id in self.env:
-            return self.env.get(node.id, NOTHING)
+        known = self.env.get(node.id)
+        if known is not None:
+            return known
+        if node.id in self.source.locals:
+            self.missing += 1
+            return NOTHING
         return self.outside(self.source.value(node))
 
     def outside(self, value: Any) -> Value:

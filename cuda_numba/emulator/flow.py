@@ -7,7 +7,7 @@ from typing import Any
 from numba.core import types
 
 from . import intervals
-from .operators import is_number
+from .operators import is_number, unify
 from .value import Value, join, widen
 
 Environment = dict[str, Value]
@@ -30,8 +30,13 @@ class Definition:
         self.castable, self.type, self.cast = castable, None, None
         self.uses: set[Any] = set()
 
-    def see(self, kind: Any) -> None:
-        self.type = kind
+    def see(self, kind: Any) -> bool:
+        """One more type of the value; whether it changes the variable's, which only grows."""
+        before = self.type
+        if before != kind:
+            both = is_number(before) and is_number(kind)
+            self.type = unify(before, kind) if both else kind
+        return self.type != before
 
     def settle(self) -> None:
         (one, *more) = self.uses

@@ -10,14 +10,18 @@
 
 The statements are followed in order, each with what is known of the variables there; where paths
 meet a variable's types are unified, as Numba does at the joins of its single-assignment form: after
-`x = 0` and `x = x + 0.5` the first x is an int64 and the second a float64. A loop is followed until
-nothing changes. A branch on constants is followed only where it goes, as Numba prunes it.
+`x = 0` and `x = x + 0.5` the first x is an int64 and the second a float64. A branch on constants is
+followed only where it goes, as Numba prunes it. Passes over the whole function are repeated until
+nothing changes, and no type that a pass has given is taken back. So it is in Numba, with an effect
+that is worth knowing: where `i = uint32(0)` becomes an int64 in a loop by `i = i + 1`, the first
+pass types `i >> 2` as uint64, a later one as int64, and it ends as float64, which holds both.
 
 Operators are looked up in Numba's own tables (`operators`), which need no numba.cuda. What cannot
 be found is None, never a guess: it is computed by the types that values have when they meet.
 """
 
 import ast
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +35,8 @@ from .operators import is_integer
 from .source import Source
 from .statements import Statements
 from .value import NOTHING, Value, of_type
+
+PASSES = 40  # far more than any kernel needs: types and bounds settle after three to eight
 
 
 def infer(
@@ -58,7 +64,10 @@ class Types(Statements, Notes):
         self.source, self.resolve_call = source, resolve_call
         self.env: Environment | None = {}
         self.loops: list[tuple[list, list]] = []
-        self.headers: dict[ast.AST, Environment] = {}
+        self.back: dict[ast.AST, Environment | None] = {}
+        self.assigned: Counter = Counter()
+        self.changed = self.widening = False
+        self.missing = 0
         self.returns: dict[ast.Return, Value] = {}
         self.result: Any = types.none
         self.promoted: set[ast.AST] = set()
@@ -73,13 +82,17 @@ class Types(Statements, Notes):
     def of(self, node: ast.AST) -> Any:
         return self.value(node).type
 
+    def computed(self, node: ast.AST) -> Any:
+        """The type that an expression is computed in, before it is cast to its own."""
+        return getattr(node, "_computed", self.of(node))
+
     def give(self, node: ast.AST, kind: Any) -> None:
         """Say what the type of a new node is."""
         node._value = of_type(kind)
 
     def keep(self, new: ast.AST, old: ast.AST) -> None:
         """A new node stands for an old one."""
-        new._value = self.value(old)
+        new._value, new._computed = self.value(old), self.computed(old)
         new._tested = self.tested(old)
 
     def reached(self, statement: ast.stmt) -> bool:
@@ -113,9 +126,9 @@ class Types(Statements, Notes):
     def variable_cast(self, target: ast.Name, value: ast.expr, new: ast.expr) -> ast.expr:
         """The value that is assigned: cast here if every use of it sees another type."""
         definition = getattr(target, "_definition", None)
-        if definition is None or definition.cast is None:
+        if definition is None:
             return new
-        return operations.cast(new, self.value(value), definition.cast)
+        return operations.cast(new, self.value(value), definition.cast or definition.type)
 
     def returned(self, node: ast.Return, new: ast.expr) -> ast.expr:
         """The value of a return statement in the type that the function returns."""
@@ -133,14 +146,29 @@ class Types(Statements, Notes):
     # ---- the walk -----------------------------------------------------------------------------
 
     def run(self, tree: ast.FunctionDef, arguments: list[Any], bounds: dict[str, Bounds]) -> None:
+        start: Environment = {}
         for parameter, kind in zip(self.source.parameters, arguments, strict=False):
             value = of_type(kind)
             if parameter in bounds and isinstance(kind, types.Integer):
                 value = Value(kind, intervals.clip(bounds[parameter], intervals.of_type(kind)))
             definition = Definition(castable=False)
             definition.see(kind)
-            self.env[parameter] = value.replace(definitions=frozenset([definition]))
-        self.statements(tree.body)
+            start[parameter] = value.replace(definitions=frozenset([definition]))
+        self.assigned.update(self.source.parameters)
+        self.assigned.update(
+            n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+        )
+        for turn in range(PASSES):
+            self.widening = turn >= 2
+            self.changed = False
+            self.walk(tree, start)
+            if not self.changed:
+                break
+        # Bounds that kept growing went to the ends of their types. What follows takes back what
+        # the loops' own conditions rule out; each pass starts from bounds that hold.
+        self.widening = False
+        for _ in range(2):
+            self.walk(tree, start)
         kinds = [value.type for value in self.returns.values()]
         if kinds:
             self.result = kinds[0]
@@ -149,6 +177,10 @@ class Types(Statements, Notes):
                 self.result = operators.unify(self.result, kind) if known else None
         self.settle(tree)
         self.take_notes(tree)
+
+    def walk(self, tree: ast.FunctionDef, start: Environment) -> None:
+        self.env = dict(start)
+        self.statements(tree.body)
 
     def settle(self, tree: ast.FunctionDef) -> None:
         """Decide which assignments cast: those whose every use sees one other type."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .memory import View
+from .requests import groups, pack
 from .trace import Site
 
 PLACE, VIEW = 52, 40  # bits
@@ -23,6 +24,7 @@ VIEW_MASK = (1 << (PLACE - VIEW)) - 1
 STATE = 1 << 42  # who runs: an index into `states`
 BRANCH = 1 << 44  # 2 · branch site + taken
 ACCESS = 1 << 46  # an access by an instruction: an index into `plain`
+BATCH = 1 << 48  # the elements that a whole loop reads: an index into `batches`
 MAX_PLACES = 1 << (62 - PLACE)
 
 
@@ -38,12 +40,20 @@ class Log:
         self.sites: list[Site] = []
         self.site_index: dict[tuple, int] = {}
         self.n_states = 0
+        self.batches = array("q")  # elements, trips, number of the list of paths, place in `moves`
+        self.moves = array("q")
+        self.n_batches = 0
+        self.path_lists: list[list[int]] = []
+        self.path_numbers: dict[int, int] = {}  # by identity
 
     def view(self, x: View) -> int:
-        """The number that an array's accesses start from: its view's, shifted."""
+        """The number that an array's accesses start from: its view's, shifted; −1 if there are too
+        many views for one more."""
         key = (x.space, x.base, x.shape, x.strides, x.itemsize, x.name)
         found = self.view_index.get(key)
         if found is None:
+            if len(self.views) > VIEW_MASK:
+                return -1
             found = self.view_index[key] = len(self.views)
             self.views.append(key)
         return found << VIEW
@@ -73,76 +83,120 @@ class Log:
         self.plain.append(site)
         self.plain.append(address)
 
+    def batch(self, paths: list[int], trips: int, moves: list[int]) -> None:
+        """A loop of `trips` iterations, each on a path of its own (paths[1] to paths[trips]), that
+        read the elements moves[0], moves[2], … and move on by moves[1], moves[3], … each time."""
+        number = self.path_numbers.get(id(paths))
+        if number is None:
+            number = self.path_numbers[id(paths)] = len(self.path_lists)
+            self.path_lists.append(paths)
+        self.stream.append(-BATCH - self.n_batches)
+        self.n_batches += 1
+        self.batches.extend((len(moves) // 2, trips, number, len(self.moves)))
+        self.moves.extend(moves)
+
+    # ---- reading it -----------------------------------------------------------------------------
+
+    def expanded(self, stream: np.ndarray) -> np.ndarray:
+        """The stream with each batch as the paths and elements that it stands for."""
+        at = np.flatnonzero(stream <= -BATCH)
+        if not len(at):
+            return stream
+        batches = np.array(self.batches, np.int64).reshape(-1, 4)[-BATCH - stream[at]]
+        moves = np.array(self.moves, np.int64)
+        width = np.ones(len(stream), np.int64)
+        width[at] = (batches[:, 0] + 1) * batches[:, 1]
+        ends = np.cumsum(width)
+        out = np.empty(ends[-1], np.int64)
+        plain = np.ones(len(stream), bool)
+        plain[at] = False
+        out[ends[plain] - 1] = stream[plain]
+        begins = (ends - width)[at]
+        first, group, _ = groups(pack(batches[:, 0], batches[:, 1], batches[:, 2]))
+        for k, example in enumerate(first.tolist()):
+            n, trips, paths, _ = batches[example].tolist()
+            here = np.flatnonzero(group == k)
+            block = np.empty((len(here), trips, n + 1), np.int64)
+            block[:, :, 0] = ~np.array(self.path_lists[paths][1 : trips + 1])
+            move = moves[batches[here, 3][:, None] + np.arange(2 * n)]
+            trip = np.arange(trips)
+            for i in range(n):
+                block[:, :, 1 + i] = move[:, 2 * i, None] + move[:, 2 * i + 1, None] * trip
+            places = begins[here][:, None] + np.arange(trips * (n + 1))
+            out[places] = block.reshape(len(here), -1)
+        return out
+
     def decode(self, places: list[tuple[tuple, str]]) -> tuple[np.ndarray, np.ndarray]:
         """The columns `accesses` and `branches` of a Trace.
 
         places: for each place its origin and kind ("load" or "store").
         """
-        stream = np.frombuffer(self.stream, np.int64) if self.stream else np.zeros(0, np.int64)
-        is_state = (stream <= -STATE) & (stream > -BRANCH)
-        is_path = (stream < 0) & (stream > -STATE)
-        state = carried(-STATE - stream, is_state)
-        path = carried(~stream, is_path)
-        table = (
-            np.frombuffer(self.states, np.int64).reshape(-1, 5)
-            if self.states
-            else (np.zeros((1, 5), np.int64))
-        )
-        accesses = self.accesses(stream, state, path, table, places)
+        stream = self.expanded(np.array(self.stream, np.int64))
+        is_access = (stream >= 0) | (stream <= -ACCESS)
+        before = np.cumsum(is_access)  # accesses up to each place in the stream
+        code = stream[is_access]
+        states = np.flatnonzero((stream <= -STATE) & (stream > -BRANCH))
+        paths = np.flatnonzero((stream < 0) & (stream > -STATE))
+        table = np.array(self.states, np.int64).reshape(-1, 5)
+        who, path = table[-STATE - stream[states]], ~stream[paths]
+        # One column after another in memory: what follows reads columns.
+        out = np.empty((len(code), 8), np.int64, order="F")
+        counts = np.diff(before[states], append=len(code))
+        for column in range(5):
+            out[:, column] = np.repeat(who[:, column], counts)
+        out[:, 6] = np.repeat(path, np.diff(before[paths], append=len(code)))
+        self.locate(code, places, out[:, 5], out[:, 7])
         rows = np.flatnonzero((stream <= -BRANCH) & (stream > -ACCESS))
         code = -BRANCH - stream[rows]
-        who = table[state[rows]]
-        branches = np.stack([who[:, 0], who[:, 1], code >> 1, path[rows], code & 1], axis=1)
-        return accesses, branches
+        who = who[np.searchsorted(states, rows) - 1, :2]
+        path = path[np.searchsorted(paths, rows) - 1]
+        return out, np.stack([*who.T, code >> 1, path, code & 1], axis=1)
 
     def accesses(self, stream, state, path, table, places) -> np.ndarray:
+        """The rows for a stream, where state and path of each of its entries are known."""
         rows = np.flatnonzero((stream >= 0) | (stream <= -ACCESS))
-        code = stream[rows]
-        site, address = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
-        of_instruction = code < 0
-        if of_instruction.any():
-            plain = np.frombuffer(self.plain, np.int64).reshape(-1, 2)
-            found = plain[-ACCESS - code[of_instruction]]
-            site[of_instruction], address[of_instruction] = found[:, 0], found[:, 1]
-        element = ~of_instruction
-        self.elements(code[element], element, site, address, places)
         out = np.empty((len(rows), 8), np.int64)
         out[:, :5] = table[state[rows]]
-        out[:, 5], out[:, 6], out[:, 7] = site, path[rows], address
+        out[:, 6] = path[rows]
+        self.locate(stream[rows], places, out[:, 5], out[:, 7])
         return out
 
-    def elements(self, code, where, site, address, places) -> None:
-        """Sites and addresses of the accesses that are elements of arrays."""
-        if not len(code):
+    def locate(self, code, places, site, address) -> None:
+        """Fill in site and address of accesses."""
+        of_instruction = code < 0
+        if not of_instruction.any():
+            site[:], address[:] = self.elements(code, places)
             return
-        pair, index = code >> VIEW, code & ELEMENT_MASK
-        known = np.unique(pair)
-        sites = np.empty(len(known), np.int64)
-        bases, steps = np.empty(len(known), np.int64), []
-        for n, p in enumerate(known.tolist()):
-            space, base, shape, strides, itemsize, name = self.views[p & VIEW_MASK]
-            origin, kind = places[p >> (PLACE - VIEW)]
+        plain = np.array(self.plain, np.int64).reshape(-1, 2)
+        found = plain[-ACCESS - code[of_instruction]]
+        site[of_instruction], address[of_instruction] = found[:, 0], found[:, 1]
+        element = ~of_instruction
+        site[element], address[element] = self.elements(code[element], places)
+
+    def elements(self, code: np.ndarray, places) -> tuple[np.ndarray, np.ndarray]:
+        """Sites and addresses of the accesses that are elements of arrays."""
+        index = code & ELEMENT_MASK
+        first, which, _ = groups(code >> VIEW)
+        sites, bases, steps = (np.empty(len(first), np.int64) for _ in range(3))
+        scattered = []
+        for n, pair in enumerate((code[first] >> VIEW).tolist()):
+            space, base, shape, strides, itemsize, name = self.views[pair & VIEW_MASK]
+            origin, kind = places[pair >> (PLACE - VIEW)]
             sites[n] = self.site(origin, kind, space, itemsize, name, "")
-            bases[n] = base
-            steps.append((shape, strides))
-        which = np.searchsorted(known, pair)
-        site[where] = sites[which]
-        offset = np.empty(len(code), np.int64)
-        for n, (shape, strides) in enumerate(steps):
-            rows = which == n if len(known) > 1 else slice(None)
-            offset[rows] = offsets(index[rows], shape, strides)
-        address[where] = bases[which] + offset
+            bases[n], steps[n] = base, strides[-1]
+            if not is_dense(shape, strides):
+                scattered.append((n, shape, strides))
+        address = bases[which] + index * steps[which]
+        for n, shape, strides in scattered:
+            rows = np.flatnonzero(which == n)
+            parts = np.unravel_index(index[rows], shape)
+            address[rows] = bases[n] + sum(p * s for p, s in zip(parts, strides, strict=True))
+        return sites[which], address
 
 
-def offsets(index: np.ndarray, shape: tuple, strides: tuple) -> np.ndarray:
-    """Byte offsets of elements that are numbered row by row."""
-    if len(shape) == 1:
-        return index * strides[0]
-    step = strides[-1]
-    if all(strides[d] == strides[d + 1] * shape[d + 1] for d in range(len(shape) - 1)):
-        return index * step  # contiguous
-    places = np.unravel_index(index, shape)
-    return sum(p * s for p, s in zip(places, strides, strict=True))
+def is_dense(shape: tuple, strides: tuple) -> bool:
+    """Whether elements numbered row by row are equally far apart."""
+    return all(strides[d] == strides[d + 1] * shape[d + 1] for d in range(len(shape) - 1))
 
 
 def carried(values: np.ndarray, where: np.ndarray) -> np.ndarray:

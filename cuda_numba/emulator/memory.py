@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 ALLOCATION_BITS = 40
-VIEW_BITS = 40  # of an element's number in the log: see log.py
 SHARED_START = 1024
 SHARED_LIMIT = 227 * 1024  # bytes that one block may use on an H100; an A100 has 163 KB, a T4 64 KB
 POISON = 0xFF  # every byte nobody has written: NaN in all float formats, −1 in integers
@@ -28,11 +27,11 @@ class View:
     space is "global", "shared", "local" or "constant"; `written` (local arrays only) marks the
     elements that have a value. n0 and n1 are the sizes that the quick way in `tracer` checks
     indices against, 0 where that way is closed; `code` is where the array's numbers in the log
-    start.
+    start, −1 if it has none.
     """
 
     __slots__ = ("a", "base", "code", "dtype", "get", "itemsize", "log", "n0", "n1", "name", "ndim")
-    __slots__ += ("number", "shape", "size", "space", "strides", "written")
+    __slots__ += ("shape", "size", "space", "strides", "written")
 
     def __init__(self, a: np.ndarray, space: str, base: int, name: str, log: Any):
         self.a, self.space, self.base, self.name = a, space, base, name
@@ -43,9 +42,9 @@ class View:
         logged = space in ("global", "shared")
         self.log = log
         self.code = log.view(self) if logged else 0
-        self.number = self.code >> VIEW_BITS
-        self.n0 = a.shape[0] if logged and a.ndim in (1, 2) else 0
-        self.n1 = a.shape[1] if logged and a.ndim == 2 else 0
+        quick = logged and self.code >= 0
+        self.n0 = a.shape[0] if quick and a.ndim in (1, 2) else 0
+        self.n1 = a.shape[1] if quick and a.ndim == 2 else 0
 
     def part(self, index: Any) -> "View":
         """The view that `x[index]` is when it names more than one element."""

@@ -36,6 +36,8 @@ class Notes:
 
     def of(self, node: ast.AST) -> Any: ...
 
+    def computed(self, node: ast.AST) -> Any: ...
+
     def flops(self, node: ast.AST) -> dict[str, int]:
         """The operations of one node alone, by type ("int" for integers).
 
@@ -98,6 +100,8 @@ class Notes:
         """Whether a node computes in float64 because of its operands' types alone."""
         if self.value(node).is_constant:
             return False
+        if self.of(node) == types.float64 and is_integer(self.computed(node)):
+            return True
         if isinstance(node, ast.BinOp):
             values = [self.value(node.left), self.value(node.right)]
             if None in (values[0].type, values[1].type):

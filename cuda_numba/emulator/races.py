@@ -21,7 +21,7 @@ import numpy as np
 
 from .order import Order
 from .race_ledger import Ledger
-from .requests import groups, order_of, pack, split, spread, starts
+from .requests import beside_some, groups, order_of, pack, split, spread, starts
 from .trace import (
     ADDRESS,
     BLOCK,
@@ -70,11 +70,11 @@ class _Search:
     def __init__(self, trace: Trace, words: Words):
         self.words, self.order, self.clocked = words, Order(trace), bool(trace.clocks)
         self.many_blocks = trace.n_blocks > 1
-        rows = trace.accesses[words.row]
-        self.block, self.thread, self.epoch, self.site = (
-            rows[:, column] for column in (BLOCK, THREAD, EPOCH, SITE)
+        self.block, self.thread, self.epoch, self.site, self.warp_epoch = (
+            trace.accesses[:, column][words.row]
+            for column in (BLOCK, THREAD, EPOCH, SITE, WARP_EPOCH)
         )
-        self.warp, self.warp_epoch = self.thread // WARP, rows[:, WARP_EPOCH]
+        self.warp = self.thread // WARP
         kind = np.array([s.kind for s in trace.sites])
         self.write, self.plain = (kind != "load")[self.site], (kind != "atomic")[self.site]
         self.who = self.block * trace.threads_per_block + self.thread
@@ -82,7 +82,7 @@ class _Search:
     def within_blocks(self) -> Iterator[tuple]:
         w = self.words
         key = pack(w.memory, self.block, self.epoch, *split(w.word))
-        entries, group = self.suspects(key, self.thread)
+        entries, group = self.suspects(np.arange(len(w)), key, self.thread)
         if not self.clocked:
             stream = pack(group, self.site[entries], w.mask[entries])
             one_warp = ~_several(stream, self.warp[entries])
@@ -98,7 +98,10 @@ class _Search:
         if not self.many_blocks:
             return
         w = self.words
-        entries, group = self.suspects(pack(w.memory, self.epoch >> 32, *split(w.word)), self.block)
+        remote = w.memory != np.where(w.memory == 0, 0, self.block + 1)
+        chosen = np.arange(len(w)) if remote.any() else np.flatnonzero(w.memory == 0)
+        key = pack(w.memory[chosen], self.epoch[chosen] >> 32, *split(w.word[chosen]))
+        entries, group = self.suspects(chosen, key, self.block)
         if not self.clocked:
             stream = pack(group, self.site[entries], w.mask[entries])
             chosen = np.sort(_two_parties(stream, self.block[entries]))
@@ -107,12 +110,18 @@ class _Search:
             other = self.block[a] != self.block[b]  # the rest was found within blocks
             yield a[other], b[other], of[other]
 
-    def suspects(self, key: np.ndarray, party: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Entries in groups of equal key with two parties, a write and a plain access; by group."""
+    def suspects(
+        self, chosen: np.ndarray, key: np.ndarray, party: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Chosen entries in groups of equal key with two parties, a write and a plain access; by
+        group. `key` is that of the chosen ones."""
+        beside = beside_some(key, self.write[chosen])  # most words are only read at a time
+        chosen, key = chosen[beside], key[beside]
         if not len(key):
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        order = order_of(key)
-        at = np.flatnonzero(starts(key[order]))
+        by_key = order_of(key)
+        order = chosen[by_key]
+        at = np.flatnonzero(starts(key[by_key]))
         party = party[order]
         suspect = np.minimum.reduceat(party, at) != np.maximum.reduceat(party, at)
         suspect &= np.logical_or.reduceat(self.write[order], at)

@@ -111,5 +111,19 @@ def groups(key: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return first, group, counts[there]
 
 
+def beside_some(key: np.ndarray, marked: np.ndarray) -> np.ndarray:
+    """For each row, whether its key is that of a marked row; all rows where that is not cheap."""
+    n = len(key)
+    if not n:
+        return np.zeros(0, bool)
+    low = int(key.min())
+    room = int(key.max()) - low + 1
+    if room > 16 * n + FEW:
+        return np.ones(n, bool)
+    table = np.zeros(room, bool)
+    table[key[marked] - low] = True
+    return table[key - low]
+
+
 def _rank(values: np.ndarray) -> np.ndarray:
     return groups(values)[1]

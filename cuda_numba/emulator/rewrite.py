@@ -13,14 +13,24 @@ Injected names start with `_e_`, which a kernel's own names may not.
 
 import ast
 import copy
+import inspect
 from typing import Any
 
 from numba.core import types
 
 from . import arithmetic
+from .batch import batched
 from .errors import UnsupportedSyntax
 from .infer import infer
-from .source import MISSING, CudaName, Source, cuda_path, is_device_function, is_instruction
+from .source import (
+    MISSING,
+    CudaName,
+    Source,
+    cuda_path,
+    is_device_function,
+    is_instruction,
+    python_function,
+)
 from .trace import Branch, Chunk, Counts
 from .twins import TWINS
 
@@ -48,9 +58,10 @@ class Rewriter:
     def __init__(self, program: Any, source: Source, argument_types: list[Any], unit: str):
         self.program, self.source, self.unit = program, source, unit
         self.traced = program.traced
-        self.tree = desugar(copy.deepcopy(source.tree))
+        self.tree = desugar(copy.deepcopy(source.tree), source)
         self.types = infer(self.tree, source, argument_types, program.resolve_call)
         self.counter = 0
+        self.direct = False  # elements are read without hooks: see batch
 
     # ---- helpers ------------------------------------------------------------------------------
 
@@ -298,7 +309,8 @@ class Rewriter:
         for statement in (*before, *inside, *after, *body[:1]):
             for part in ast.walk(statement):
                 ast.copy_location(part, node)
-        return [*before, make(body), *after]
+        quick = batched(self, node, outer, place, trips, body)
+        return [*before, *(quick or [make(body)]), *after]
 
     # ---- expressions --------------------------------------------------------------------------
 
@@ -393,7 +405,9 @@ class Rewriter:
         kind = self.types.access(node)  # "element", "view", "tuple" or None where not inferred
         if kind == "tuple":
             return ast.Subscript(base, index, ast.Load())
-        if self.traced:
+        if self.direct:
+            base = ast.Attribute(base, "a", ast.Load())  # of a View
+        elif self.traced:
             return self.traced_load(node, base, index, kind)
         if kind == "view":
             return ast.Subscript(base, index, ast.Load())
@@ -513,14 +527,37 @@ def add_counts(total: Counts, more: Counts) -> None:
     total.long_integer += more.long_integer
 
 
-def desugar(tree: ast.FunctionDef) -> ast.FunctionDef:
-    """`x += v` as `x = x + v`, with an index evaluated once where it could do something."""
-    return ast.fix_missing_locations(Desugar().visit(tree))
+def desugar(tree: ast.FunctionDef, source: Source) -> ast.FunctionDef:
+    """`x += v` as `x = x + v`, with an index evaluated once where it could do something; calls of
+    device functions with every argument in its place."""
+    return ast.fix_missing_locations(Desugar(source).visit(tree))
 
 
 class Desugar(ast.NodeTransformer):
-    def __init__(self) -> None:
+    def __init__(self, source: Source) -> None:
         self.counter = 0
+        self.source = source
+
+    def visit_Call(self, node: ast.Call) -> ast.Call:
+        self.generic_visit(node)
+        value = self.source.value(node.func)
+        if not is_device_function(value):
+            return node
+        function = python_function(value)
+        given = {k.arg: k.value for k in node.keywords}
+        try:
+            bound = inspect.signature(function).bind(*node.args, **given)
+        except TypeError as error:
+            raise UnsupportedSyntax(
+                f"{self.source.name}, line {node.lineno}: {function.__name__}: {error}"
+            ) from None
+        bound.apply_defaults()
+        node.args = [
+            a if isinstance(a, ast.AST) else ast.copy_location(ast.Constant(a), node)
+            for a in bound.args
+        ]
+        node.keywords = []
+        return node
 
     def visit_AugAssign(self, node: ast.AugAssign) -> Any:
         self.generic_visit(node)

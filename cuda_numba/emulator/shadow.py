@@ -51,7 +51,7 @@ class Shadow:
         if len(new) < FEW and all(-ACCESS < entry < 0 for entry in new):
             self.skip()  # nobody has touched memory, somebody else runs
             return NOTHING
-        stream = np.array(new, np.int64)
+        stream = log.expanded(np.array(new, np.int64))
         numbers = -STATE - stream
         is_state = (stream <= -STATE) & (stream > -BRANCH)
         before = np.concatenate(([self.state], numbers))

@@ -1,6 +1,7 @@
 """Types of statements: what is known of the variables, followed from place to place."""
 
 import ast
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -15,13 +16,17 @@ from .value import NOTHING, Value, of_type
 class Statements(Expressions):
     """Follows the statements of a function.
 
-    headers: what is known at the head of each loop; loops: for the loops around a statement, the
-    environments of their breaks and continues; returns: the values of the return statements.
+    back: what goes back to the head of each loop; loops: for the loops around a statement, the
+    environments of their breaks and continues; returns: the values of the return statements;
+    assigned: how often each variable is; changed: whether this pass has found anything new.
     """
 
     env: Environment | None
     loops: list[tuple[list, list]]
-    headers: dict[ast.AST, Environment]
+    back: dict[ast.AST, Environment | None]
+    assigned: Counter
+    changed: bool
+    widening: bool
     returns: dict[ast.Return, Value]
 
     def statements(self, body: list[ast.stmt]) -> None:
@@ -34,13 +39,21 @@ class Statements(Expressions):
                 method(node)
 
     def do_Assign(self, node: ast.Assign) -> None:
-        value = self.visit(node.value)
-        for target in node.targets:
-            self.assign(target, value)
+        self.assign_all(node.targets, node.value)
 
     def do_AnnAssign(self, node: ast.AnnAssign) -> None:
         if node.value is not None:
-            self.assign(node.target, self.visit(node.value))
+            self.assign_all([node.target], node.value)
+
+    def assign_all(self, targets: list[ast.expr], node: ast.expr) -> None:
+        missing = self.missing
+        value = self.visit(node)
+        for target in targets:
+            if value.type is None and self.missing > missing and isinstance(target, ast.Name):
+                # It depends on what a later pass will know; until then it is not there.
+                self.env.pop(target.id, None)
+            else:
+                self.assign(target, value)
 
     def do_Expr(self, node: ast.Expr) -> None:
         self.visit(node.value)
@@ -67,9 +80,11 @@ class Statements(Expressions):
         if isinstance(target, ast.Name):
             definition = getattr(target, "_definition", None) or Definition(castable)
             target._definition = definition
-            definition.see(value.type)
-            self.env[target.id] = value.replace(definitions=frozenset([definition]))
-            target._value = value
+            self.changed |= definition.see(value.type)
+            if definition.type != value.type:
+                value = Value(definition.type, origin=value.origin)
+            value = value.replace(definitions=frozenset([definition]))
+            self.env[target.id] = target._value = value
         elif isinstance(target, ast.Tuple | ast.List):
             items = value.items
             if items is None and isinstance(value.type, types.BaseTuple):
@@ -90,6 +105,7 @@ class Statements(Expressions):
         return self.decided(node)
 
     def decided(self, node: ast.expr) -> bool | None:
+        """Whether a condition is known before the kernel runs, where Numba sees that too."""
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
             found = self.decided(node.operand)
             return None if found is None else not found
@@ -101,18 +117,28 @@ class Statements(Expressions):
             return None if None in parts else not stop
         if isinstance(node, ast.Compare) and len(node.ops) == 1:
             return self.decided_comparison(node)
-        value = self.value(node)
-        return bool(value.constant) if value.is_constant else None
+        return bool(self.value(node).constant) if self.is_fixed(node) else None
 
     def decided_comparison(self, node: ast.Compare) -> bool | None:
-        a, b = self.value(node.left), self.value(node.comparators[0])
+        left, right = node.left, node.comparators[0]
+        a, b = self.value(left), self.value(right)
         identity = isinstance(node.ops[0], ast.Is | ast.IsNot)
         if identity and types.none in (a.type, b.type) and None not in (a.type, b.type):
             return (a.type == b.type) == isinstance(node.ops[0], ast.Is)
         function = operators.COMPARE.get(type(node.ops[0]).__name__)
-        if function is None or not (a.is_constant and b.is_constant):
+        if function is None or not (self.is_fixed(left) and self.is_fixed(right)):
             return None
         return bool(function(a.constant, b.constant))
+
+    def is_fixed(self, node: ast.expr) -> bool:
+        """A constant, or a variable that is assigned once, with a constant."""
+        if not self.value(node).is_constant:
+            return False
+        if isinstance(node, ast.UnaryOp):
+            return isinstance(node.operand, ast.Constant)
+        if isinstance(node, ast.Name):
+            return self.assigned[node.id] <= 1
+        return isinstance(node, ast.Constant | ast.Attribute)
 
     def refine(self, test: ast.expr, env: Environment, truth: bool) -> Environment:
         """The environment where a condition is known to be true, or false: narrower bounds."""
@@ -160,44 +186,31 @@ class Statements(Expressions):
         self.loop(node, enter, start)
 
     def loop(self, node: Any, enter: Callable, start: Callable) -> None:
-        """Follow a loop until what is known at its head does not change.
+        """One turn of a loop. What goes back to its head is met there on the next pass.
 
         `enter` runs at the head, `start` gives the environment of the body, or behind the loop.
-        Bounds that keep growing go to the ends of their types; one more turn then takes back what
-        the loop's own condition rules out.
         """
-        entry = self.env
-        header = join_environments([entry, self.headers.get(node)])
-        widened = False
-        for turn in range(30):
-            back, ended = self.turn(node, header, enter, start)
-            again = join_environments([header, *back])
-            if turn and again != header:
-                again, widened = widen_environment(header, again), True
-            if again == header:
-                break
-            header = again
-        if widened:
-            header = join_environments([entry, *back])
-            _, ended = self.turn(node, header, enter, start)
-        self.headers[node] = header
-        self.env = join_environments(ended)
-        if node.orelse and self.env is not None:
-            self.statements(node.orelse)
-
-    def turn(self, node: Any, header: Environment, enter: Callable, start: Callable) -> tuple:
-        """One turn of a loop: the environments that go back to its head, and those behind it."""
-        self.env = dict(header)
+        entry, known = self.env, self.back.get(node)
+        self.env = join_environments([entry, known])
         taken = enter()
-        at_head = self.env
+        at_head, self.env = self.env, None
         self.loops.append(([], []))
-        self.env = None
         if taken is not False:
             self.env = start(dict(at_head), True)
             self.statements(node.body)
         breaks, continues = self.loops.pop()
-        ended = breaks if taken is True else [start(dict(at_head), False), *breaks]
-        return [self.env, *continues], ended
+        back = join_environments([self.env, *continues])
+        if back != known:
+            if known is not None and back is not None and self.widening:
+                back = widen_environment(known, join_environments([known, back]))
+            self.changed |= back != known
+            self.back[node] = back
+        if isinstance(node, ast.While):  # compiled with its test at the end, too: it ends there
+            at_head = join_environments([entry, back])
+        out = [] if taken is True else [start(dict(at_head), False)]
+        self.env = join_environments([*out, *breaks])
+        if node.orelse and self.env is not None:
+            self.statements(node.orelse)
 
     def iterated(self, node: ast.expr) -> Value:
         """The variable of a loop over an expression."""

@@ -10,6 +10,7 @@ from .atomics import wrap
 from .log import BRANCH, PLACE
 from .memory import View
 
+BATCH_TRIPS = 4  # of a loop that is logged as a whole, at least
 PREEMPTION = 0.1  # how often a seeded run lets others go first at a memory access
 
 
@@ -106,8 +107,47 @@ class Tracer:
         return {
             "_e_get1": get1, "_e_get2": get2, "_e_set1": set1, "_e_set2": set2,
             "_e_load": slow_load, "_e_store": slow_store, "_e_branch": branch, "_e_enter": enter,
-            "_e_step": step, "_e_leave": leave, "_e_call": call,
+            "_e_step": step, "_e_leave": leave, "_e_call": call, "_e_ends": self.ends,
+            "_e_batch": self.batch,
         }  # fmt: skip
+
+    # ---- loops as a whole: see batch ----------------------------------------------------------
+
+    def ends(self, over: range) -> tuple[int, ...]:
+        """First, second and last value of a loop's variable; () if it is not worth it."""
+        if self.preempts or len(over) < BATCH_TRIPS:
+            return ()
+        return over[0], over[1], over[-1]
+
+    def batch(self, paths, place, over, loads, arrays, first, second, last) -> int:
+        """Log the elements that a loop reads; its number of trips, or 0 if it must be watched.
+
+        loads: place and number of dimensions of each; first, second, last: all their indices, in
+        these trips.
+        """
+        far = len(over) - 1
+        moves, k = [], 0
+        for (site, ndim), x in zip(loads, arrays, strict=True):
+            if x.__class__ is not View or x.ndim != ndim:
+                return 0
+            i, n = first[k], x.n0
+            step = second[k] - i
+            if not (0 <= i < n and 0 <= last[k] == i + far * step < n):
+                return 0
+            if ndim == 2:
+                k += 1
+                j, n = first[k], x.n1
+                along = second[k] - j
+                if not (0 <= j < n and 0 <= last[k] == j + far * along < n):
+                    return 0
+                i, step = i * n + j, step * n + along
+            moves += (site + x.code + i, step)
+            k += 1
+        if len(paths) < far + 2:
+            for n in range(len(paths), far + 2):
+                paths.append(self.path(paths[0], place, n))
+        self.m.log.batch(paths, far + 1, moves)
+        return far + 1
 
     # ---- elements, the general way ------------------------------------------------------------
 
@@ -140,11 +180,17 @@ class Tracer:
         x.a[where] = wrap(x.dtype, value) if x.dtype.kind in "iub" else value
 
     def write_down(self, place: int, x: View, where: tuple[int, ...]) -> None:
-        flat = 0
-        for i, n in zip(where, x.shape, strict=True):
-            flat = flat * n + i
-        self.m.log.stream.append(place + (x.number << 40) + flat)
         t = self.m.t
+        if x.code < 0:
+            origin, kind = self.program.places[place >> PLACE]
+            self.m.origin = origin
+            address = x.base + sum(i * s for i, s in zip(where, x.strides, strict=True))
+            self.m.note(t, kind, x.space, address, x.itemsize, x.name)
+        else:
+            flat = 0
+            for i, n in zip(where, x.shape, strict=True):
+                flat = flat * n + i
+            self.m.log.stream.append(place + x.code + flat)
         if self.preempts and t.g is not None and self.m.rng.random() < PREEMPTION:
             self.m.scheduler.ready.append(t)
             self.m.scheduler.switch_out(t, "its turn")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from . import handover
-from .arrays import local_array, shared_array
+from .arrays import bind_shared_array, local_array, shared_array
 from .atomics import ATOMICS, wrap
 from .memory import View
 from .schedule import FULL
@@ -225,7 +225,7 @@ def lanemask_lt(m):
 
 # ---- arrays -----------------------------------------------------------------------------------
 
-TWINS["shared.array"] = Twin("shared.array", shared_array, memory=True)
+TWINS["shared.array"] = Twin("shared.array", shared_array, memory=True, bind=bind_shared_array)
 TWINS["local.array"] = Twin("local.array", local_array, memory=True)
 
 

@@ -7,7 +7,7 @@ or thread, reads it was never given a value. Where the word also races, the race
 import numpy as np
 
 from .race_ledger import quote
-from .requests import order_of, pack, split, starts
+from .requests import groups, order_of, pack, split, starts
 from .trace import ADDRESS, BLOCK, GLOBAL_BITS, SITE, THREAD, Finding, Trace
 from .words import Words, cut_words, sites_where
 
@@ -34,6 +34,10 @@ def _first_is_read(trace: Trace, words: Words, racing: Words) -> np.ndarray:
     memory = np.concatenate((words.memory, racing.memory))
     key = pack(memory, *split(np.concatenate((words.word, racing.word))))
     key, race_keys = key[:known], key[known:]
+    if len(words) and (words.mask == words.mask[0]).all():  # no word in parts
+        first = groups(key)[0]
+        first = first[reads[first]]
+        return words.row[first[~np.isin(key[first], race_keys)]]
     order = order_of(key)
     at = np.flatnonzero(starts(key[order]))
     mask = words.mask[order]

@@ -47,14 +47,14 @@ class Value:
         origin: str = PLAIN,
     ):
         self.type = type
-        self.bounds = intervals.of_type(type) if bounds is None and is_integer(type) else bounds
+        self.bounds = intervals.of_type(type) if bounds is None else bounds
         self.constant, self.definitions = constant, definitions
         self.items, self.origin = items, origin
 
     def __eq__(self, other: object) -> bool:
         return self is other or (
             isinstance(other, Value)
-            and self.type == other.type
+            and (self.type is other.type or self.type == other.type)
             and self.bounds == other.bounds
             and same(self.constant, other.constant)
             and self.definitions == other.definitions
@@ -92,12 +92,12 @@ def join(a: Value, b: Value) -> Value:
         return a
     if a.type is None or b.type is None:
         return Value(None, definitions=a.definitions | b.definitions)
-    kind = a.type if a.type == b.type else unify(a.type, b.type)
+    kind = a.type if a.type is b.type else unify(a.type, b.type)
     items = None
     if a.items and b.items and len(a.items) == len(b.items):
         items = tuple(map(join, a.items, b.items))
     constant = UNKNOWN
-    if a.type == b.type and a.is_constant and b.is_constant and same(a.constant, b.constant):
+    if a.type is b.type and a.is_constant and b.is_constant and same(a.constant, b.constant):
         constant = a.constant
     return Value(
         kind,

@@ -36,17 +36,17 @@ def sites_where(trace: Trace, test) -> np.ndarray:
 
 def cut_words(trace: Trace, rows: np.ndarray) -> Words:
     """The words that these rows of `trace.accesses` touch."""
-    site, block = trace.accesses[rows, SITE], trace.accesses[rows, BLOCK]
+    site, block, address = (trace.accesses[:, c][rows] for c in (SITE, BLOCK, ADDRESS))
     nbytes = np.array([s.nbytes for s in trace.sites], np.int64)[site]
-    address, memory = trace.accesses[rows, ADDRESS], np.zeros(len(rows), np.int64)
+    memory = np.zeros(len(rows), np.int64)
     shared = np.array([s.space == "shared" for s in trace.sites])[site]
     if shared.any():
-        owner = address[shared] >> OWNER_BITS
-        memory[shared] = np.where(owner > 0, owner, block[shared] + 1)
-        address[shared] &= (1 << OWNER_BITS) - 1
+        owner = address >> OWNER_BITS
+        memory = np.where(shared, np.where(owner > 0, owner, block + 1), 0)
+        address = np.where(shared, address & ((1 << OWNER_BITS) - 1), address)
     local = np.array([s.space == "local" for s in trace.sites])[site]
     if local.any():
-        thread = trace.accesses[rows[local], THREAD]
+        thread = trace.accesses[:, THREAD][rows[local]]
         memory[local] = 1 + block[local] * trace.threads_per_block + thread
     first = address >> 2
     if ((address == first << 2) & (nbytes == 4)).all():  # as most are

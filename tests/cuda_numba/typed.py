@@ -1,6 +1,7 @@
 """Functions made of text, as the emulator runs them for given types."""
 
 import ast
+import copy
 import linecache
 import math
 
@@ -44,7 +45,7 @@ def emulated(fn, *kinds):
 def inferred(fn, *kinds, **options):
     """The annotated tree of a function, and what is known of it."""
     source = Source(fn)
-    tree = desugar(ast.parse(ast.unparse(source.tree)).body[0])
+    tree = desugar(copy.deepcopy(source.tree), source)
     return tree, infer(tree, source, list(kinds), options.pop("resolve", None), **options)
 
 
