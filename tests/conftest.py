@@ -51,3 +51,13 @@ def fixed_seeds():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def torch_is_left_as_it_was():
+    """A replaced torch function that outlives its file would change every test after it."""
+    names = ("empty", "empty_like", "empty_strided", "zeros", "rand", "randn")
+    before = [getattr(torch, name) for name in names]
+    yield
+    for name, function in zip(names, before, strict=True):
+        assert getattr(torch, name) is function, f"torch.{name} is left replaced"

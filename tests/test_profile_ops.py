@@ -52,10 +52,7 @@ def test_picking_the_target_touches_one_number_a_row():
     assert row.bytes_read == 4 * 8 + 4 * 4 and row.flops == 4
 
 
-def test_views_and_empty_memory_are_free(monkeypatch):
-    # Where another test has asked for deterministic algorithms, torch fills empty memory.
-    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
-
+def test_views_and_empty_memory_are_free():
     def views():
         y = X.view(2, 12).transpose(0, 1)[1:3].unsqueeze(0).expand(2, 2, 2)
         return y.detach(), torch.empty_like(X), Y.split(2)

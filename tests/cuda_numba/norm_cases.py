@@ -1,5 +1,8 @@
 """What LayerNorm and RMSNorm kernels are checked against, on the emulator and on a GPU."""
 
+import contextlib
+
+import pytest
 import torch
 from tolerance import check, guarded
 
@@ -105,19 +108,21 @@ def check_backward(x, w, b, centred, rung=None, dtotal=None):
     return got
 
 
-def guard_outputs(monkeypatch, offset=0):
-    """What norm allocates lies between guard zones; returns the list of their checks."""
+@contextlib.contextmanager
+def guard_outputs(offset=0):
+    """What norm allocates inside lies between guard zones; gives the list of their checks."""
     checks = []
     originals = torch.empty, torch.empty_like
 
     def allocate(shape, dtype):
-        with monkeypatch.context() as inner:
+        with pytest.MonkeyPatch.context() as inner:
             inner.setattr(torch, "empty", originals[0])
             inner.setattr(torch, "empty_like", originals[1])
             y, intact = guarded(shape, dtype, guard=64 + offset)
         checks.append(intact)
         return y
 
-    monkeypatch.setattr(torch, "empty_like", lambda x: allocate(x.shape, x.dtype))
-    monkeypatch.setattr(torch, "empty", lambda shape, dtype, device: allocate(shape, dtype))
-    return checks
+    with pytest.MonkeyPatch.context() as outer:
+        outer.setattr(torch, "empty_like", lambda x: allocate(x.shape, x.dtype))
+        outer.setattr(torch, "empty", lambda shape, dtype, device: allocate(shape, dtype))
+        yield checks
