@@ -23,6 +23,7 @@ SCALARS = {
         *("float16", "float32", "float64"),
     )
 } | {"bool": types.boolean}
+NUMBERS = bool | int | float | np.generic
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,14 @@ def strides(value: Any) -> Any:
 def number_type(kernel: str, parameter: Parameter, value: Any) -> Any:
     where = f"{kernel}: {parameter.name}"
     if isinstance(value, tuple):
+        for i, part in enumerate(value):
+            if not isinstance(part, NUMBERS | tuple):
+                raise TypeError(
+                    f"{where} is a tuple whose part {i} is {type(part).__name__}; a tuple may hold "
+                    "numbers only: pass tensors and arrays as arguments of their own"
+                )
         return types.Tuple([number_type(kernel, Parameter(parameter.name, None), v) for v in value])
-    if not isinstance(value, bool | int | float | np.generic):
+    if not isinstance(value, NUMBERS):
         raise TypeError(f"{where} is {type(value).__name__}, expected a tensor, array or number")
     if parameter.allowed is not None:
         if len(parameter.allowed) > 1 or parameter.allowed[0] not in SCALARS:

@@ -30,9 +30,10 @@ UNIT = "x Numba's simulator"
 SOURCES = tuple(
     f"emulator/{name}.py"
     for name in (
-        *("rewrite", "infer", "arithmetic", "program", "run", "machine", "block", "thread"),
-        *("schedule", "twins", "tracer", "batch", "log", "requests", "words", "races"),
-        *("uninitialised", "traffic", "report"),
+        *("rewrite", "rewrite_statements", "rewrite_expressions", "rewrite_calls", "counting"),
+        *("infer", "arithmetic", "program", "run", "machine", "block", "thread", "schedule"),
+        *("twins", "barriers", "tracer", "batch", "log", "requests", "words", "races"),
+        *("observed", "uninitialised", "traffic", "report"),
     )
 )
 

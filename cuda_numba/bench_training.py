@@ -1,6 +1,13 @@
-"""What `bench` measures of a training step's end: loss, optimizers, and what a launch costs."""
+"""What `bench` measures of a training step's end: loss, optimizers, and what a launch costs.
 
-from collections.abc import Iterator
+A "step" row of an optimizer is the GPU's time: the host runs ahead while steps are in the queue.
+Each step goes through gigabytes, so that nothing is left in the cache from the one before. What the
+host needs to check the tensors and to launch is a row of its own, "host", in microseconds a step.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,6 +18,8 @@ from .bench_cases import Case, compiled, inputs, liger_module, module, over, ran
 from .sources import SOURCES
 
 GPT2 = {"C": 768, "layers": 12, "V": 50257, "T": 1024}
+TENSORS = 148  # of GPT-2, its head tied
+BATCHES, CALLS = 11, 50  # of the host's time
 
 
 def cross_entropy_cases() -> Iterator[Case]:
@@ -102,12 +111,47 @@ def optimizer_case(op: str, per_parameter: int) -> Iterator[Case]:
     )  # fmt: skip
 
 
-def adamw_cases() -> Iterator[Case]:
+def optimizer_host_row(op: str) -> dict[str, Any]:
+    """Host time of a step of 148 tensors, so small that the GPU never makes the host wait."""
+    m, peers = module("optimizer"), {}
+    tensors = [[torch.zeros(8, device="cuda") for _ in range(TENSORS)] for _ in range(4)]
+    rates: dict[str, Any] = {"lr": 1e-4, "weight_decay": 0.1, "betas": (0.9, 0.99)}
+    if op == "adamw":
+        seconds = host_seconds(lambda: m.adamw_step(*tensors, **rates, eps=1e-8, step=10))
+        leaves = [torch.zeros(8, device="cuda", requires_grad=True) for _ in range(TENSORS)]
+        for leaf in leaves:
+            leaf.grad = torch.zeros_like(leaf)
+        fused = host_seconds(torch.optim.AdamW(leaves, fused=True).step)
+        peers["torch fused"] = {"value": fused * 1e6, "seconds": fused}
+    else:
+        seconds = host_seconds(lambda: m.lion_step(*tensors[:3], **rates))
+    return record.row(
+        op, "host", seconds * 1e6, "us", sources=SOURCES[op], shape={"tensors": TENSORS},
+        dtype="float32", seconds=seconds, error=0.0, peers=peers,
+    )  # fmt: skip
+
+
+def host_seconds(call: Callable[[], object]) -> float:
+    """The median over batches of the host's time for one call; the queue is empty before each."""
+    call()
+    times = []
+    for _ in range(BATCHES):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(CALLS):
+            call()
+        times.append((time.perf_counter() - start) / CALLS)
+    return statistics.median(times)
+
+
+def adamw_cases() -> Iterator[Case | dict[str, Any]]:
     yield from optimizer_case("adamw", 28)
+    yield optimizer_host_row("adamw")
 
 
-def lion_cases() -> Iterator[Case]:
+def lion_cases() -> Iterator[Case | dict[str, Any]]:
     yield from optimizer_case("lion", 20)
+    yield optimizer_host_row("lion")
 
 
 def launch_cases() -> Iterator[dict[str, Any]]:

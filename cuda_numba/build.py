@@ -61,7 +61,7 @@ def compile_kernel(fn: Callable, signature: tuple, cc, options: Options = DEFAUL
     strict             raise AssemblerError where the assembler slowed the kernel down (C75xx)
 
     Globals and closure variables count as they were when this kernel was first compiled in this
-    process. Raises MissingTool, AssemblerError, and Numba's errors.
+    process. Raises MissingTool, CompilerWarning, AssemblerError, and Numba's errors.
     """
     kept = _memory.setdefault(fn, {})
     place = (tuple(signature), normal_cc(cc), options)

@@ -6,6 +6,7 @@ by a counter of the process; here they get plain names, so that one source gives
 
 import contextlib
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,6 +15,10 @@ from .toolchain import MissingTool, library, require_compiler
 NAME = re.compile(r"_ZN[\w$]+|_cudapy_smem_\d+")  # functions, as in C++, and shared arrays
 PARAMETER = re.compile(r"_param_\d+$")
 ENVIRONMENT = re.compile(r"^.*\b(_ZN08NumbaEnv[\w$]+);\n", re.MULTILINE)  # left over, never used
+
+
+class CompilerWarning(RuntimeError):
+    """libNVVM made code and warned of it: it may have dropped an instruction."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ def compile_ptx(fn: Callable, signature: tuple, cc, *, launch_bounds=None, max_r
     The rest as in `Options` (max_registers changes nothing before the assembler).
 
     The kernel's entry has the name of the function. Raises MissingTool where numba-cuda is not
-    installed, and whatever error Numba has with the function.
+    installed, CompilerWarning, and whatever error Numba has with the function.
     """
     options = Options(launch_bounds, max_registers, fastmath, lto, lineinfo)
     if not lto:
@@ -85,13 +90,26 @@ def _numba(fn, signature, cc, options, output, debug):
     from numba import cuda
 
     cc = normal_cc(cc)
-    with _target(cc):
+    with _target(cc), _warnings_raised(fn.__name__):
         code, _ = cuda.compile(
             fn, tuple(signature), cc=cc, device=False, abi="numba", output=output, debug=debug,
             opt=not debug, lineinfo=options.lineinfo and not debug, fastmath=options.fastmath,
             launch_bounds=options.launch_bounds,
         )  # fmt: skip
     return code
+
+
+@contextlib.contextmanager
+def _warnings_raised(kernel):
+    """A warning of libNVVM is an error: the code it warns of is not what was written."""
+    from numba.cuda.cudadrv.nvvm import NvvmWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", NvvmWarning)
+        try:
+            yield
+        except NvvmWarning as warning:
+            raise CompilerWarning(f"{kernel}: libNVVM warns: {str(warning).strip()}") from warning
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ tensors, where looking is free, `embedding` raises IndexError.
 import functools
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from . import ptx
 from .dtypes import FLOATS, dtype_name, vector_width
@@ -126,6 +127,7 @@ class EmbeddingFunction(torch.autograd.Function):
         return embedding_forward(ids, w)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dy):
         return None, embedding_backward(dy.contiguous(), *ctx.saved_tensors, ctx.rows)
 

@@ -9,13 +9,14 @@ from collections import Counter
 
 from .assembler import AssemblerError, Cubin, Resources, assemble, read_resources
 from .build import Code, compile_kernel
-from .compiler import Options, compile_ptx
+from .compiler import CompilerWarning, Options, compile_ptx
 from .disassembler import sass
 from .toolchain import MissingTool, has_compiler
 
 __all__ = [
     "AssemblerError",
     "Code",
+    "CompilerWarning",
     "Cubin",
     "MissingTool",
     "Options",

@@ -20,18 +20,28 @@ from typing import Any
 
 from .arguments import declared_type, is_cuda, parameters, signature_of
 
-_logs: list[list["LaunchRecord"]] = []
+CONFIGURATIONS = 4096  # launchers that a kernel keeps
+
+
+class _Log(list["LaunchRecord"]):
+    """What `launches` gives; wants_reports: each launch is run with everything recorded."""
+
+    wants_reports = False
+
+
+_logs: list[_Log] = []  # of the `with launches()` blocks that are open
 
 
 @dataclass(frozen=True)
 class LaunchRecord:
-    """One launch. device: "emulator" or "cuda"."""
+    """One launch. device: "emulator" or "cuda". report: see `launches`."""
 
     kernel: "Kernel"
     signature: tuple[Any, ...]  # Numba types of the arguments
     grid: Any
     block: Any
     device: str
+    report: Any = None  # emulator.Report
 
     @property
     def name(self) -> str:
@@ -44,14 +54,18 @@ class LaunchRecord:
 
 
 @contextmanager
-def launches() -> Iterator[list[LaunchRecord]]:
+def launches(report: bool = False) -> Iterator[list[LaunchRecord]]:
     """Record every launch inside the `with` block, in order.
+
+    report: run each with everything recorded, as `Kernel.report` does, and keep the emulator's
+    Report as `launch.report`. A launch on a GPU is then refused with a RuntimeError.
 
     >>> with launches() as log:
     ...     softmax(x)
     >>> [(launch.name, launch.grid) for launch in log]
     """
-    log: list[LaunchRecord] = []
+    log = _Log()
+    log.wants_reports = report
     _logs.append(log)
     try:
         yield log
@@ -74,6 +88,7 @@ class Kernel:
         self.pointers, self.device, self._options = pointers, device, options
         self.parameters = parameters(function)
         self.known: list[Any] = []  # loaded for a GPU, the last used first: see launch.launch
+        self._ready: dict[Any, Callable] = {}  # configuration → launcher of known[0]
         self._last: tuple[Any, ...] | None = None
         functools.update_wrapper(self, function)
 
@@ -91,15 +106,41 @@ class Kernel:
 
     # ---- launching ----------------------------------------------------------------------------
 
-    def __getitem__(self, configuration: Any) -> "Configured":
+    def __getitem__(self, configuration: Any) -> Callable[..., None]:
+        """A function of the kernel's arguments that launches it.
+
+        configuration: [blocks, threads], then perhaps a stream and bytes of shared memory; blocks
+        and threads are an integer or up to three.
+        """
+        try:
+            return self._ready[configuration]
+        except (KeyError, TypeError):  # TypeError: a list has no hash
+            return self._launcher(configuration)
+
+    def _launcher(self, configuration: Any) -> Callable[..., None]:
         if not isinstance(configuration, tuple) or not 2 <= len(configuration) <= 4:
             raise ValueError(
                 f"{self.name}: launched with [{configuration!r}], expected "
                 f"[blocks, threads], [blocks, threads, stream] or [blocks, threads, stream, smem]"
             )
-        grid, block, *rest = configuration
-        stream = rest[0] if rest else 0
-        return Configured(self, grid, block, stream, rest[1] if len(rest) > 1 else 0)
+        grid, block, stream, smem = (*configuration, 0, 0)[:4]
+
+        def looked_at(*args: Any) -> None:
+            self.launch(grid, block, *args, smem=smem, stream=stream)
+
+        def first(*args: Any) -> None:  # for who keeps it: quick once the kernel has been loaded
+            (self[configuration] if self.known else looked_at)(*args)
+
+        if not self.known:
+            return first
+        quick = self.known[0].bind(
+            grid, block, stream, smem, otherwise=looked_at, current=self.known, logs=_logs
+        )
+        if _is_lasting(configuration):
+            if len(self._ready) >= CONFIGURATIONS:
+                self._ready.clear()
+            self._ready[configuration] = quick
+        return quick
 
     def launch(
         self,
@@ -119,7 +160,13 @@ class Kernel:
         """
         if self.device:
             raise TypeError(f"{self.name} is a device function: it runs inside a kernel only")
+        reports, report = any(log.wants_reports for log in _logs), None
         if any(map(is_cuda, args)):
+            if reports:
+                raise RuntimeError(
+                    f"{self.name}: launches(report=True) takes its reports from the emulator, and "
+                    "the arguments are on a GPU; pass CPU tensors, or record with launches()"
+                )
             signature = self.launch_on_gpu(
                 grid, block, args, smem=smem, stream=stream, cluster=cluster,
                 cooperative=cooperative, pdl=pdl,
@@ -127,14 +174,14 @@ class Kernel:
             device = "cuda"
         else:
             signature = signature_of(self.name, self.parameters, args, self.pointers)
-            self.emulation.launch(
-                grid, block, *args, smem=smem, cluster=cluster, cooperative=cooperative
-            )
+            run = self.emulation.report if reports else self.emulation.launch
+            report = run(grid, block, *args, smem=smem, cluster=cluster, cooperative=cooperative)
             device = "emulator"
             self.known.clear()  # the next launch on a GPU is looked at from the start
+        self._ready.clear()  # known[0] may be another one now
         self._last = signature
         for log in _logs:
-            log.append(LaunchRecord(self, signature, grid, block, device))
+            log.append(LaunchRecord(self, signature, grid, block, device, report))
 
     def launch_on_gpu(self, grid: Any, block: Any, args: tuple, **options: Any) -> tuple:
         from .launch import launch
@@ -218,26 +265,10 @@ class Kernel:
         return self.code(cc, signature).resources
 
 
-class Configured:
-    """A kernel with its launch dimensions: call it with the arguments."""
-
-    __slots__ = ("block", "grid", "kernel", "smem", "stream")
-
-    def __init__(self, kernel: Kernel, grid: Any, block: Any, stream: Any, smem: int):
-        self.kernel, self.grid, self.block = kernel, grid, block
-        self.stream, self.smem = stream, smem
-
-    def __call__(self, *args: Any) -> None:
-        known = self.kernel.known
-        if known and not _logs:  # the quick way: its checks fail over to the other one
-            known[0].bind(
-                self.grid, self.block, self.stream, self.smem, None, False, False, self._slow
-            )(*args)
-        else:
-            self._slow(*args)
-
-    def _slow(self, *args: Any) -> None:
-        self.kernel.launch(self.grid, self.block, *args, smem=self.smem, stream=self.stream)
+def _is_lasting(configuration: tuple) -> bool:
+    """Whether it is all integers: a stream may be closed, a tensor may change its value."""
+    parts = (part if type(part) is tuple else (part,) for part in configuration)
+    return all(type(n) is int for part in parts for n in part)
 
 
 def jit(

@@ -39,16 +39,16 @@ class Compiled:
         self.arguments = arguments_of(declared, code.signature)
         self.function = driver.load_function(code.cubin.code, code.cubin.entry, device)
         self.native = native.launcher(
-            layout_of(self.arguments),
+            layout_of(self.arguments, device),
             driver.address("cuLaunchKernel"),
             driver.address("cuLaunchKernelEx"),
         )
         self._allowed = PLAIN_SHARED - code.resources.shared  # dynamic shared memory, so far
         self._any_cluster = False
         self._bind = generate(
-            self.name, self.arguments, device, native=self.native, function=self.function,
-            current_stream=_current_stream(), current_device=_current_device(),
-            otherwise=self._otherwise,
+            self.name, self.arguments, device, compiled=self, native=self.native,
+            function=self.function, current_stream=_current_stream(),
+            current_device=_current_device(), otherwise=self._otherwise,
         )  # fmt: skip
 
     cubin = property(lambda self: self.code.cubin)
@@ -76,11 +76,14 @@ class Compiled:
         self.bind(grid, block, stream, smem, cluster, cooperative, pdl)(*args)
 
     def bind(self, grid, block, stream=0, smem: int = 0, cluster=None, cooperative: bool = False,
-             pdl: bool = False, otherwise: Callable | None = None) -> Callable:  # fmt: skip
+             pdl: bool = False, otherwise: Callable | None = None,
+             current: Sequence | None = None, logs: Sequence = ()) -> Callable:  # fmt: skip
         """A function of the kernel's arguments that launches it; the rest as in `launch`.
 
-        otherwise  called with the arguments, instead of raising, when they are not what the
-                   signature says: there may be another signature for them
+        otherwise      called with the arguments, instead of raising, when they are not what the
+                       signature says: there may be another signature for them
+        current, logs  at each launch it is called as well where current[0] is not this object, or
+                       logs is not empty
         """
         try:
             shape = launch_shape(grid, block)
@@ -96,7 +99,8 @@ class Compiled:
                 self._check_cluster(shape, launch_shape(cluster, 1)[:3])
         if stream.__class__ is not int:
             stream = raw_stream(stream)
-        return self._bind(*shape, smem, stream, attributes, count, otherwise)
+        current = (self,) if current is None else current
+        return self._bind(*shape, smem, stream, attributes, count, otherwise, current, logs)
 
     def _allow(self, smem):
         """Ask the driver for more dynamic shared memory than 48 KB, once for each increase."""
@@ -142,7 +146,7 @@ class Compiled:
         raise problem
 
     def _again(self, configuration, args):
-        return self._second(*configuration, None)(*args)
+        return self._second(*configuration, None, (self,), ())(*args)
 
     @cached_property
     def _second(self):
@@ -154,8 +158,8 @@ class Compiled:
             raise self.problem(args) or _unexplained(self.name, result)
 
         return generate(
-            self.name, self.arguments, self.device, native=self.native, function=self.function,
-            current_stream=_current_stream(), otherwise=failed,
+            self.name, self.arguments, self.device, compiled=self, native=self.native,
+            function=self.function, current_stream=_current_stream(), otherwise=failed,
         )  # fmt: skip
 
     def problem(self, args: Sequence) -> Exception | None:

@@ -9,11 +9,13 @@ import ctypes
 import statistics
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 from numba.core import types
 
 from . import driver, native
 from .arguments import parameters
+from .configuration import launch_shape
 from .namespace import cuda, float32, int32  # noqa: F401  the annotations name the last two
 from .packing import arguments_of, generate, layout_of
 
@@ -62,7 +64,7 @@ def time_launch_paths(device: int = 0) -> list[dict]:
         ("kernel[grid, block](…)", True, lambda: _kernel(tensors)),
         ("compiled.launch", True, lambda: _whole(compiled, tensors)),
         ("compiled.bind", True, lambda: _bound(compiled, tensors)),
-        ("native call", False, lambda: _native(compiled, tensors)),
+        ("native call", True, lambda: _native(compiled, tensors)),
         ("ctypes cuLaunchKernel", False, lambda: _ctypes(compiled, tensors)),
         ("cuda.bindings cuLaunchKernel", False, lambda: _bindings(compiled, tensors)),
         ("cuda.core launch", False, lambda: _core(compiled, tensors)),
@@ -99,7 +101,7 @@ def _bound(compiled, tensors):
 
 def _native(compiled, tensors):
     call, function = compiled.native, compiled.function
-    a, b, c, out = (t.data_ptr() for t in tensors)
+    a, b, c, out = tensors
     return lambda: call(function, 1, 1, 1, 32, 1, 1, 0, 0, 0, 0, a, b, c, out, N)
 
 
@@ -182,34 +184,33 @@ def _graph(compiled, tensors):
 def time_host_parts() -> list[dict]:
     """Our own part of a launch, on CPU tensors, without a driver: rows {"part", "seconds"}.
 
-    whole: bind and launch, as `kernel[grid, block](…)` does. launch: the bound launcher. call: the
-    native function alone, which ends in the driver. checks and addresses is the difference.
+    kernel[grid, block](…): all of it. launcher: what kernel[grid, block] gives, with the checks of
+    numbers. native call: the function in it, with the checks of tensors, that ends in the driver.
     """
     import torch
 
-    from .launch import launch_shape
+    from .jit import jit
 
     tensors = [torch.zeros(N) for _ in range(TENSORS)]
-    arguments = arguments_of(parameters(_declared), SIGNATURE)
-    call = native.launcher(layout_of(arguments), _nothing(), _nothing())
+    arguments = arguments_of(parameters(kernel_function()), SIGNATURE)
+    call = native.launcher(layout_of(arguments, -1), _nothing(), _nothing())
+    loaded, kernel = SimpleNamespace(), jit(pointers=True)(kernel_function())
     bind = generate(
-        "four_tensors", arguments, -1, native=call, function=1, current_stream=lambda device: 0,
-        otherwise=_unexpected,
+        "four_tensors", arguments, -1, compiled=loaded, native=call, function=1,
+        current_stream=lambda device: 0, otherwise=_unexpected,
     )  # fmt: skip
-    a, b, c, out = tensors
-    launcher = bind(1, 1, 1, 32, 1, 1, 0, 0, 0, 0, None)
-    pointers = [t.data_ptr() for t in tensors]
-    p, q, r, s = pointers
+    loaded.bind = lambda grid, block, stream, smem, otherwise, current, logs: bind(
+        *launch_shape(grid, block), smem, stream, 0, 0, otherwise, current, logs
+    )
+    kernel.known.append(loaded)
+    launcher, (a, b, c, out) = kernel[1, 32], tensors
     parts = {
-        "whole": lambda: bind(*launch_shape(1, 32), 0, 0, 0, 0, None)(a, b, c, out, N),
-        "launch": lambda: launcher(a, b, c, out, N),
-        "call": lambda: call(1, 1, 1, 1, 32, 1, 1, 0, 0, 0, 0, p, q, r, s, N),
+        "kernel[grid, block](…)": lambda: kernel[1, 32](a, b, c, out, N),
+        "launcher": lambda: launcher(a, b, c, out, N),
+        "native call": lambda: call(1, 1, 1, 1, 32, 1, 1, 0, 0, 0, 0, a, b, c, out, N),
         "empty Python function": lambda: None,
     }
     return [{"part": name, "seconds": seconds_per_call(f)} for name, f in parts.items()]
-
-
-def _declared(a: "float32", b: "float32", c: "float32", out: "float32", n: "int32"): ...
 
 
 def _unexpected(result, *_):

@@ -18,8 +18,10 @@ and rstd. Which thread owns what: `norm_access`. The kernels: `norm_forward`, `n
 import functools
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from . import norm
+from .norm_arguments import check_arguments
 
 
 def layer_norm_reference(x, w, b=None, eps=1e-5):
@@ -75,6 +77,7 @@ class LayerNormFunction(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dy):
         dx, dw, db = layer_norm_backward(dy.contiguous(), *ctx.saved_tensors, bias=ctx.bias)
         return dx, dw, db, None
@@ -90,6 +93,7 @@ class LayerNormResidualFunction(torch.autograd.Function):
         return y, total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dy, dtotal):
         total, w, mean, rstd = ctx.saved_tensors
         if dy is None:  # only the sum was used
@@ -112,7 +116,7 @@ def layer_norm(
     x: float32, float16 or bfloat16; w and b: x's dtype or float32. Computed in float32, rounded
     once. What is not contiguous is copied first. Errors name the argument.
     """
-    norm.check_arguments(x, w, b)
+    check_arguments(x, w, b)
     b = None if b is None else b.contiguous()
     return LayerNormFunction.apply(x.contiguous(), w.contiguous(), b, eps)
 
@@ -128,7 +132,7 @@ def layer_norm_residual(
 
     x and residual (…, n) of one dtype; everything else as `layer_norm`.
     """
-    norm.check_arguments(x, w, b, residual=residual)
+    check_arguments(x, w, b, residual=residual)
     b = None if b is None else b.contiguous()
     return LayerNormResidualFunction.apply(
         x.contiguous(), residual.contiguous(), w.contiguous(), b, eps

@@ -8,22 +8,23 @@ built-ins (PyCFunction, METH_FASTCALL), in a fraction of a microsecond.
     launch(function, gx, gy, gz, bx, by, bz, shared, stream, attributes, count, *values) -> int
 
 function, stream, attributes: addresses (CUfunction, CUstream, CUlaunchAttribute[count]). A grid
-counts blocks. The values, for each parameter of the layout:
+counts blocks. There is one value for each parameter of the layout:
 
-    "p"        a pointer: its address
     "i4" "u8"  a signed, unsigned integer of so many bytes
     "f4" "f8"  a float;  "b1" a truth value
-    "c2:4"     a C-contiguous array, 2-D, 4 bytes an element: its address and its shape (a tuple)
-    "a2:4"     an array with any strides: address, shape and strides, these in elements
+    Tensor     a tensor, whose device, format, dimensions and contiguity are checked
 
-The result is the driver's CUresult, 0 for success; −1 − k when parameter k does not fit its type.
-Wrong types raise as int() and float() do. Arrays are passed as Numba has them: two null words, the
-number of elements, bytes of one, address, shape, strides in bytes, a 64-bit word each.
+The result is the driver's CUresult, 0 for success; −1 − k when parameter k is not what the layout
+says. A value of the wrong kind raises an exception. Arrays are passed as Numba has them: two null
+words, the number of elements, bytes of one, address, shape, strides in bytes, a 64-bit word each.
 """
 
 import ctypes
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
+
+from . import dlpack
 
 FIXED = 11  # values before the parameters
 METH_FASTCALL = 0x80
@@ -40,20 +41,31 @@ class _MethodDef(ctypes.Structure):
     ]
 
 
-def values_of(code: str) -> int:
-    """How many values a parameter takes: 1, 2 or 3."""
-    return {"c": 2, "a": 3}.get(code[0], 1)
+@dataclass(frozen=True)
+class Tensor:
+    """A parameter that is a tensor, and what the tensor must be.
+
+    ndim None: a bare pointer to it, whatever its shape; else a Numba array of so many dimensions.
+    """
+
+    device: int  # dlpack.device_word
+    formats: tuple[int, ...]  # dlpack.format_word of each that is allowed
+    itemsize: int  # bytes of an element
+    ndim: int | None = None
+    contiguous: bool = True
 
 
-def words_of(code: str) -> list[int]:
-    """The kernel parameters that a parameter becomes, as sizes in bytes."""
-    if code[0] in "ca":
-        return [8] * (5 + 2 * int(code[1 : code.index(":")]))
-    return [8] if code == "p" else [int(code[1:])]
+def words_of(part: "str | Tensor") -> list[int]:
+    """The kernel parameters that a parameter of the layout becomes, as sizes in bytes."""
+    if isinstance(part, Tensor):
+        return [8] if part.ndim is None else [8] * (5 + 2 * part.ndim)
+    return [int(part[1:])]
 
 
 @functools.cache
-def launcher(layout: tuple[str, ...], launch_kernel: int, launch_kernel_ex: int) -> Callable:
+def launcher(
+    layout: "tuple[str | Tensor, ...]", launch_kernel: int, launch_kernel_ex: int
+) -> Callable:
     """The native function for a layout; the addresses are those of cuLaunchKernel and …Ex."""
     engine, address = _compile(str(_Emitter(layout, launch_kernel, launch_kernel_ex).module))
     method = _MethodDef(b"launch", address, METH_FASTCALL, None)
@@ -91,10 +103,11 @@ class _Emitter:
         from llvmlite import ir
 
         self.ir, self.layout = ir, layout
-        self.i8, self.i32, self.i64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+        self.i1, self.i8, self.i32, self.i64 = map(ir.IntType, (1, 8, 32, 64))
         self.f64, self.pointer = ir.DoubleType(), ir.IntType(8).as_pointer()
         self.kernel, self.kernel_ex = launch_kernel, launch_kernel_ex
         self.module = ir.Module("launch")
+        self.contiguous = self._contiguous()
         kind = ir.FunctionType(self.pointer, [self.pointer, self.pointer.as_pointer(), self.i64])
         self.function = ir.Function(self.module, kind, "launch")
         self.builder = ir.IRBuilder(self.function.append_basic_block("entry"))
@@ -102,7 +115,7 @@ class _Emitter:
 
     def _emit(self):
         b, args = self.builder, self.function.args
-        total = FIXED + sum(map(values_of, self.layout))
+        total = FIXED + len(self.layout)
         with b.if_then(b.icmp_signed("!=", args[2], self.i64(total)), likely=False):
             text = b"launch: the number of values is not that of the layout\0"
             self._c("PyErr_SetString", self.pointer, [self.pointer] * 2)(
@@ -112,22 +125,21 @@ class _Emitter:
         offsets, size = self._offsets()
         self.storage = b.alloca(self.ir.ArrayType(self.i64, max(1, -(-size // 8))))
         table = b.alloca(self.ir.ArrayType(self.pointer, max(1, len(offsets))))
+        self.record = self._bytes_of(b.alloca(self.ir.ArrayType(self.i64, dlpack.BYTES // 8)))
         fixed = [self._integer(i) for i in range(FIXED)]
-        place, word = FIXED, 0
-        for k, code in enumerate(self.layout):
-            words = self._parameter(k, code, place)
-            for value in words:
+        word = 0
+        for k, part in enumerate(self.layout):
+            for value in self._parameter(k, part):
                 where = self._byte(self.storage, offsets[word])
                 b.store(value, b.bitcast(where, value.type.as_pointer()))
                 b.store(where, self._slot(table, word))
                 word += 1
-            place += values_of(code)
         b.ret(self._call("PyLong_FromLong", self.pointer, self._long(self._launch(fixed, table))))
 
     def _offsets(self):
         """Where each kernel parameter lies in the storage, naturally aligned."""
         offsets, at = [], 0
-        for size in (size for code in self.layout for size in words_of(code)):
+        for size in (size for part in self.layout for size in words_of(part)):
             at = -(-at // size) * size
             offsets.append(at)
             at += size
@@ -153,69 +165,112 @@ class _Emitter:
 
     def _integer(self, place, signed=False):
         name = "PyLong_AsLongLong" if signed else "PyLong_AsUnsignedLongLong"
-        return self._as_integer(name, self._object(place))
-
-    def _as_integer(self, name, item):
-        value = self._call(name, self.i64, item)
+        value = self._call(name, self.i64, self._object(place))
         return self._checked(value, self.builder.icmp_signed("==", value, self.i64(-1)))
 
-    def _parameter(self, k, code, place):
-        if code[0] in "ca":
-            return self._array(k, code, place)
-        if code == "p":
-            return [self._integer(place)]
-        size = int(code[1:])
-        if code[0] == "b":
+    def _require(self, k, holds):
+        """A return that names parameter k where something does not hold of it."""
+        b = self.builder
+        with b.if_then(b.not_(holds), likely=False):
+            b.ret(self._call("PyLong_FromLong", self.pointer, self._long(self.i32(-1 - k))))
+
+    def _parameter(self, k, part):
+        place = FIXED + k
+        if isinstance(part, Tensor):
+            return self._tensor(k, part, place)
+        size = int(part[1:])
+        if part[0] == "b":
             value = self._call("PyObject_IsTrue", self.i32, self._object(place))
             self._checked(value, self.builder.icmp_signed("<", value, self.i32(0)))
             return [self.builder.trunc(value, self.i8)]
-        if code[0] == "f":
+        if part[0] == "f":
             value = self._call("PyFloat_AsDouble", self.f64, self._object(place))
             self._checked(value, self.builder.fcmp_ordered("==", value, self.f64(-1.0)))
             return [value if size == 8 else self.builder.fptrunc(value, self.ir.FloatType())]
-        return [self._sized(k, code[0] == "i", size, place)]
+        return [self._sized(k, part[0] == "i", size, place)]
 
     def _sized(self, k, signed, size, place):
         b = self.builder
         value = self._integer(place, signed)
         if size == 8:
             return value
-        narrow = self.ir.IntType(8 * size)
-        cut = b.trunc(value, narrow)
+        cut = b.trunc(value, self.ir.IntType(8 * size))
         back = b.sext(cut, self.i64) if signed else b.zext(cut, self.i64)
-        with b.if_then(b.icmp_signed("!=", back, value), likely=False):
-            b.ret(self._call("PyLong_FromLong", self.pointer, self._long(self.i32(-1 - k))))
+        self._require(k, b.icmp_signed("==", back, value))
         return cut
 
-    def _array(self, k, code, place):
-        ndim, _, itemsize = code[1:].partition(":")
-        ndim, itemsize = int(ndim), self.i64(int(itemsize))
-        address = self._integer(place)
-        shape = self._tuple(k, place + 1, ndim)
-        b, count, strides = self.builder, self.i64(1), []
-        if code[0] == "a":
-            strides = [b.mul(s, itemsize) for s in self._tuple(k, place + 2, ndim)]
-            for extent in shape:
-                count = b.mul(count, extent)
-        else:
-            for extent in reversed(shape):
-                strides.insert(0, b.mul(count, itemsize))
-                count = b.mul(count, extent)
-        nothing = self.i64(0)
-        return [nothing, nothing, count, itemsize, address, *shape, *strides]
+    def _tensor(self, k, part, place):
+        """The words of a tensor, read from its description (dlpack.py) and checked."""
+        b = self.builder
+        describe = self._at(dlpack.describe_address(), self.i32, [self.pointer] * 2)
+        failed = b.icmp_signed("!=", describe(self._object(place), self.record), self.i32(0))
+        with b.if_then(failed, likely=False):
+            b.ret(self.null)
+        self._require(k, b.icmp_signed("==", self._field(dlpack.DEVICE), self.i64(part.device)))
+        found, known = self._field(dlpack.FORMAT, self.i32), self.i1(False)
+        for word in part.formats:
+            known = b.or_(known, b.icmp_signed("==", found, self.i32(word)))
+        self._require(k, known)
+        ndim = self._field(dlpack.NDIM, self.i32)
+        if part.ndim is not None:
+            self._require(k, b.icmp_signed("==", ndim, self.i32(part.ndim)))
+        shape, strides = (
+            self._field(offset, self.i64.as_pointer()) for offset in (dlpack.SHAPE, dlpack.STRIDES)
+        )
+        if part.contiguous:
+            self._require(k, b.call(self.contiguous, [ndim, shape, strides]))
+        address = b.add(self._field(dlpack.ADDRESS), self._field(dlpack.OFFSET))
+        return [address] if part.ndim is None else self._array(part, address, shape, strides)
 
-    def _tuple(self, k, place, length):
-        """The integers of a tuple; one of another length counts as a value that does not fit."""
-        b, item = self.builder, self._object(place)
-        size = self._call("PyTuple_Size", self.i64, item)
-        self._checked(size, b.icmp_signed("==", size, self.i64(-1)))
-        with b.if_then(b.icmp_signed("!=", size, self.i64(length)), likely=False):
-            b.ret(self._call("PyLong_FromLong", self.pointer, self._long(self.i32(-1 - k))))
-        parts = []
-        for i in range(length):
-            part = self._c("PyTuple_GetItem", self.pointer, [self.pointer, self.i64])
-            parts.append(self._as_integer("PyLong_AsLongLong", part(item, self.i64(i))))
-        return parts
+    def _array(self, part, address, shape, strides):
+        b, axes = self.builder, range(part.ndim)
+        shape = [b.load(b.gep(shape, [self.i32(axis)])) for axis in axes]
+        itemsize, count = self.i64(part.itemsize), self.i64(1)
+        packed = []  # the strides of a contiguous array: those of an axis of 1 may say anything
+        for extent in reversed(shape):
+            packed.insert(0, b.mul(count, itemsize))
+            count = b.mul(count, extent)
+        if not part.contiguous:
+            packed = [b.mul(b.load(b.gep(strides, [self.i32(axis)])), itemsize) for axis in axes]
+        nothing = self.i64(0)
+        return [nothing, nothing, count, itemsize, address, *shape, *packed]
+
+    def _field(self, offset, kind=None):
+        kind = kind or self.i64
+        where = self.builder.gep(self.record, [self.i64(offset)])
+        return self.builder.load(self.builder.bitcast(where, kind.as_pointer()))
+
+    def _contiguous(self):
+        """The function contiguous(ndim, shape, strides) -> i1, as torch.Tensor.is_contiguous().
+
+        From the last axis to the first each stride is the number of elements behind it, but for
+        axes of 1; a tensor without elements is contiguous.
+        """
+        ir, numbers = self.ir, self.i64.as_pointer()
+        kind = ir.FunctionType(self.i1, [self.i32, numbers, numbers])
+        function = ir.Function(self.module, kind, "contiguous")
+        function.linkage = "internal"
+        ndim, shape, strides = function.args
+        entry, loop, body, end = map(function.append_basic_block, ("entry", "loop", "body", "end"))
+        b = ir.IRBuilder(entry)
+        b.branch(loop)
+        b.position_at_end(loop)
+        left, count, gap = b.phi(self.i32), b.phi(self.i64), b.phi(self.i1)
+        for value, first in ((left, ndim), (count, self.i64(1)), (gap, self.i1(False))):
+            value.add_incoming(first, entry)
+        b.cbranch(b.icmp_signed(">", left, self.i32(0)), body, end)
+        b.position_at_end(body)
+        axis = b.sub(left, self.i32(1))
+        extent, stride = (b.load(b.gep(array, [axis])) for array in (shape, strides))
+        wrong = b.icmp_signed("!=", stride, count)
+        wrong = b.and_(wrong, b.icmp_signed("!=", extent, self.i64(1)))
+        left.add_incoming(axis, body)
+        count.add_incoming(b.mul(count, extent), body)
+        gap.add_incoming(b.or_(gap, wrong), body)
+        b.branch(loop)
+        b.position_at_end(end)
+        b.ret(b.or_(b.not_(gap), b.icmp_signed("==", count, self.i64(0))))
+        return function
 
     # ---- the call
 
@@ -269,8 +324,11 @@ class _Emitter:
         bits = 8 * ctypes.sizeof(ctypes.c_long)
         return value if bits == 32 else self.builder.sext(value, self.ir.IntType(bits))
 
+    def _bytes_of(self, array):
+        return self.builder.bitcast(array, self.pointer)
+
     def _byte(self, array, offset):
-        return self.builder.gep(self.builder.bitcast(array, self.pointer), [self.i64(offset)])
+        return self.builder.gep(self._bytes_of(array), [self.i64(offset)])
 
     def _put(self, array, offset, value):
         where = self._byte(array, offset)

@@ -1,4 +1,37 @@
-"""Launches of LayerNorm and RMSNorm: which rung, which kernel, how many blocks.
+"""LayerNorm and RMSNorm over the last axis: the design, and which kernel runs when.
+
+Both read rows of n elements, need a statistic of the whole row, and write a row. At two bytes an
+element and about ten operations, bytes are all that counts, so each is moved once:
+
+    forward    x ──► registers ──► y           one team of warps per row, then the next block
+                     └─ mean, rstd ──►           `norm_forward`
+
+    backward   x  ──► shared memory ──► dx     few blocks, each going round over many rows, the
+               dy ──►    │                       next of them on their way: `norm_staged`
+                         └─ dw, db in registers over all rows of a block
+                              └─► partial ──► column sums ──► dw, db     `norm_weights`
+
+Forward, rows have nothing in common: a block for each leaves it to the GPU to even out what some
+multiprocessors get done faster. Backward, every row adds to dw and db. A block per row would have
+to write its share of them, 8 bytes a column where x has 2 in bf16; a block that goes round writes
+once for all its rows, and the sums of n columns stay in its registers. They leave no room there for
+the next row, which therefore waits in shared memory. Every sum is taken in a fixed order, without
+atomics: the same input gives the same bits.
+
+R rows of n, s bytes an element, P blocks that go round:
+
+|                | reads                 | writes                        | bf16 16384 × 4096   |
+|----------------|-----------------------|-------------------------------|---------------------|
+| forward        | R·n·s                 | R·n·s + 8·R                   | 268 MB              |
+| with residual  | 2·R·n·s               | 2·R·n·s + 8·R                 | 537 MB              |
+| backward       | 2·R·n·s + 8·R         | R·n·s + 8·P·n                 | 403 MB + 13 MB      |
+| column sums    | 8·P·n                 | 2·n·s                         | 13 MB, through L2   |
+
+(RMSNorm has no mean and no bias: 4 where this says 8. A gradient of the residual sum adds R·n·s to
+what backward reads.) x and dy are needed twice in a backward row, before and after its two sums are
+known; the second time they come from shared memory. w and b come from L1, once or twice per row.
+
+The rungs, from the naive one on, so that every step can be run and measured:
 
 | rung       | forward            | backward           | file            | needs            |
 |------------|--------------------|--------------------|-----------------|------------------|
@@ -12,17 +45,19 @@
 
 Without a wish the forward pass takes `registers`, the backward pass `staged`, else `registers`;
 rows too wide for those take `vectorised`, or `block` where they are not aligned. Aligned means
-that every row of every tensor starts at a multiple of 16 bytes.
+that every row of every tensor starts at a multiple of 16 bytes. Which thread owns what of a row:
+`norm_access`. The public operations: `layer_norm` and `rms_norm`.
 """
 
 import functools
 
 import torch
 
-from .dtypes import FLOATS, dtype_name
-from .norm_access import WARP, Variant, access_width
+from .dtypes import dtype_name
+from .norm_access import Variant
+from .norm_arguments import check_arguments, check_rung, too_wide, width_of
 from .norm_backward import register_blocks, register_kernel, register_plan
-from .norm_forward import forward_held, forward_kernel, forward_plan
+from .norm_forward import forward_kernel, forward_plan
 from .norm_passes import (
     THREADS,
     block_backward_kernel,
@@ -31,13 +66,7 @@ from .norm_passes import (
     naive_forward_kernel,
 )
 from .norm_staged import staged_bytes, staged_kernel, staged_plan, staging
-from .norm_weights import (
-    NAIVE_THREADS,
-    PARTIAL_WARPS,
-    column_sums,
-    naive_weights_kernel,
-    partial_sums_kernel,
-)
+from .norm_weights import column_sums, weight_gradients
 
 FORWARD_RUNGS = ("naive", "block", "vectorised", "registers")
 BACKWARD_RUNGS = (*FORWARD_RUNGS, "staged")
@@ -64,62 +93,6 @@ def even_grid(teams: int, most: int) -> int:
     return -(-teams // rounds)
 
 
-# ---- arguments
-
-
-def check_arguments(
-    x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None = None, **like_x: torch.Tensor | None
-) -> None:
-    """Raise TypeError or ValueError that names the argument; like_x: tensors shaped as x is."""
-    if dtype_name(x) not in FLOATS:
-        raise TypeError(f"x: its dtype is {dtype_name(x)}, allowed are {', '.join(FLOATS)}.")
-    if not x.dim() or not x.shape[-1]:
-        raise ValueError(f"x: its shape is {tuple(x.shape)}, the last axis needs an element.")
-    for name, t in (("w", w), ("b", b)):
-        if t is None:
-            continue
-        if tuple(t.shape) != (x.shape[-1],):
-            raise ValueError(f"{name}: its shape is {tuple(t.shape)}, it must be ({x.shape[-1]},).")
-        if t.dtype not in (x.dtype, torch.float32):
-            raise TypeError(
-                f"{name}: its dtype is {dtype_name(t)}, "
-                f"it must be {dtype_name(x)}, as x, or float32."
-            )
-    if b is not None and b.dtype != w.dtype:
-        raise TypeError(f"b: its dtype is {dtype_name(b)}, it must be {dtype_name(w)}, as w.")
-    for name, t in like_x.items():
-        if t is not None and (t.shape, t.dtype) != (x.shape, x.dtype):
-            raise ValueError(
-                f"{name}: it is {dtype_name(t)} {tuple(t.shape)}, it must be "
-                f"{dtype_name(x)} {tuple(x.shape)}, as x."
-            )
-    for name, t in {"w": w, "b": b, **like_x}.items():
-        if t is not None and t.device != x.device:
-            raise ValueError(f"{name}: it is on {t.device}, it must be on {x.device}, as x.")
-
-
-def _width_of(rung: str | None, n: int, dtype: str, *tensors: torch.Tensor | None) -> int:
-    """Elements in one access for a rung. Raises ValueError where the rung needs aligned rows."""
-    if rung in ("naive", "block"):
-        return 1
-    width = access_width(n, dtype, *tensors)
-    if rung in ("vectorised", "staged") and width == 1:
-        raise ValueError(
-            f"x: rows of {n} {dtype} do not all start at multiples of 16 bytes, "
-            f"which rung {rung!r} needs."
-        )
-    return width
-
-
-def _check_rung(rung: str | None, allowed: tuple[str, ...]) -> None:
-    if rung is not None and rung not in allowed:
-        raise ValueError(f"rung: got {rung!r}, allowed are {', '.join(map(repr, allowed))}.")
-
-
-def _too_wide(n: int, rung: str) -> ValueError:
-    return ValueError(f"x: rows of {n} are too wide for rung {rung!r}; 'block' takes any width.")
-
-
 # ---- forward
 
 
@@ -137,7 +110,7 @@ def forward(
     x, residual, y, total (…, n); w, b (n,); mean (None where not centred) and rstd float32 (…,).
     """
     check_arguments(x, w, b, residual=residual)
-    _check_rung(rung, FORWARD_RUNGS)
+    check_rung(rung, FORWARD_RUNGS)
     n = x.shape[-1]
     rows = x.numel() // n
     variant = Variant(centred, b is not None, residual is not None)
@@ -146,12 +119,11 @@ def forward(
     rstd = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
     mean = torch.empty_like(rstd) if centred else None
     if rows:
-        width = _width_of(rung, n, dtype_name(x), x, residual, w, b, y, total)
-        kernel, blocks, threads, per_block = _forward_launch(
-            rung, n, dtype_name(x), dtype_name(w), width, variant, _device(x.device)[0]
+        width = width_of(rung, n, dtype_name(x), x, residual, w, b, y, total)
+        kernel, threads, per_block = _forward_launch(
+            rung, n, dtype_name(x), dtype_name(w), width, variant
         )
-        grid = even_grid(-(-rows // per_block), blocks) if blocks else -(-rows // per_block)
-        kernel[grid, threads](
+        kernel[-(-rows // per_block), threads](
             x, x if residual is None else residual, w, w if b is None else b, y, total,
             rstd if mean is None else mean, rstd, rows, n, 1 / n, eps,
         )  # fmt: skip
@@ -159,19 +131,18 @@ def forward(
 
 
 @functools.cache
-def _forward_launch(rung, n, dtype, wdtype, width, variant, multiprocessors):
-    """(kernel, blocks at most or 0 for one per team, threads, rows per block)."""
+def _forward_launch(rung, n, dtype, wdtype, width, variant):
+    """(kernel, threads, rows per block)."""
     plan = forward_plan(n, width)
     passes = "vectorised" if width > 1 else "block"
     rung = rung or ("registers" if plan else passes)
     if rung == "naive":
-        return naive_forward_kernel(dtype, wdtype, variant), 0, NAIVE_ROWS, NAIVE_ROWS
+        return naive_forward_kernel(dtype, wdtype, variant), NAIVE_ROWS, NAIVE_ROWS
     if rung == "registers":
         if plan is None:
-            raise _too_wide(n, rung)
-        blocks = multiprocessors * forward_held(dtype, wdtype, plan, variant).blocks
-        return forward_kernel(dtype, wdtype, plan, variant), blocks, plan.threads, plan.rows
-    return block_forward_kernel(dtype, wdtype, width, variant), 0, THREADS, 1
+            raise too_wide(n, rung)
+        return forward_kernel(dtype, wdtype, plan, variant), plan.threads, plan.rows
+    return block_forward_kernel(dtype, wdtype, width, variant), THREADS, 1
 
 
 # ---- backward
@@ -193,7 +164,7 @@ def backward(
     added to dx. mean is None for RMSNorm. dw and db have w's dtype and are deterministic.
     """
     check_arguments(x, w, dy=dy, dtotal=dtotal)
-    _check_rung(rung, BACKWARD_RUNGS)
+    check_rung(rung, BACKWARD_RUNGS)
     n = x.shape[-1]
     rows = x.numel() // n
     variant = Variant(mean is not None, bias, dtotal is not None)
@@ -205,7 +176,7 @@ def backward(
     middle = rstd if mean is None else mean
     dtype, wdtype = dtype_name(x), dtype_name(w)
     multiprocessors, shared, capability = _device(x.device)
-    width = _width_of(rung, n, dtype, x, dy, dtotal, w, dx)
+    width = width_of(rung, n, dtype, x, dy, dtotal, w, dx)
     rung, plan, kernel, blocks, smem = _backward_launch(
         rung, n, dtype, wdtype, width, variant, shared, capability
     )
@@ -234,7 +205,7 @@ def _backward_launch(rung, n, dtype, wdtype, width, variant, shared, capability)
         rung = "registers" if kept else "vectorised" if width > 1 else "block"
         rung = "staged" if staged and capability >= (8, 0) else rung
     if rung == "registers" and not kept or rung == "staged" and not staged:
-        raise _too_wide(n, rung)
+        raise too_wide(n, rung)
     if rung == "naive":
         return rung, None, naive_backward_kernel(dtype, wdtype, variant), 0, 0
     if rung == "staged":
@@ -244,22 +215,3 @@ def _backward_launch(rung, n, dtype, wdtype, width, variant, shared, capability)
         blocks = register_blocks(kept, variant)[1]
         return rung, kept, register_kernel(dtype, wdtype, kept, variant), blocks, 0
     return rung, None, block_backward_kernel(dtype, wdtype, width, variant), 0, 0
-
-
-def weight_gradients(rung, dy, x, mean, rstd, dw, db, variant, width, multiprocessors) -> None:
-    """Fill dw and db for the rungs whose kernel does not: two more reads."""
-    n = x.shape[-1]
-    rows = x.numel() // n
-    if rung == "naive":
-        kernel = naive_weights_kernel(dtype_name(x), dtype_name(dw), variant)
-        grid = -(-n // NAIVE_THREADS)
-        kernel[grid, NAIVE_THREADS](dy, x, mean, rstd, dw, dw if db is None else db, rows, n)
-        return
-    groups = -(-n // (WARP * width))
-    chunks = max(1, min(rows // PARTIAL_WARPS, 4 * multiprocessors // groups))
-    chunk = -(-rows // chunks)
-    chunks = -(-rows // chunk)
-    partial = torch.empty((1 + variant.bias, chunks, n), dtype=torch.float32, device=x.device)
-    kernel = partial_sums_kernel(dtype_name(x), width, variant)
-    kernel[(groups, chunks), WARP * PARTIAL_WARPS](dy, x, mean, rstd, partial, rows, n, chunk)
-    column_sums(partial, dw, *([] if db is None else [db]))

@@ -11,8 +11,8 @@ written once it costs 2 · N · itemsize bytes; whoever reads the row again for 
 Neighbouring threads own neighbouring 16 bytes: every request is whole 128-byte lines. A row of up
 to 32 · `accesses` accesses belongs to one warp, which needs no barrier; a wider one to a block.
 Raw words rather than float32 because they are half as many registers for 16-bit formats, and
-because a load whose value is converted at once makes the thread wait for it, when the next row's
-loads ought to be on their way while this row is reduced.
+because a load whose value is converted at once makes the thread wait for it, when the loads that
+follow ought to be on their way.
 """
 
 import functools
@@ -23,7 +23,6 @@ import torch
 from . import ptx
 from .dtypes import itemsize, vector_width
 from .jit import jit
-from .namespace import int32, uint32
 
 WARP = 32
 BLOCK_WARPS = 4  # warps of a block whose rows need one warp each
@@ -201,25 +200,3 @@ def _element_access(dtype: str) -> Access:
 
     pack = {"float32": pack_float, "bfloat16": pack_bf16, "float16": pack_f16}[dtype]
     return Access(1, load, load, unpack, pack, store)
-
-
-@functools.cache
-def row_loader(dtype: str, plan: RowPlan, cached: bool = False):
-    """Device function (x, start, first, n, words): the thread's part of a row, zeros past its end.
-
-    start: element at which the row begins; first: the thread's first column.
-    """
-    how = access(dtype, plan.width)
-    load = how.load_cached if cached else how.load
-    ACCESSES, STEP, WORDS, EXACT = plan.accesses, plan.step, how.words, plan.exact
-
-    @jit(device=True)
-    def load_row(x, start, first, n, words):
-        for k in range(ACCESSES):
-            if EXACT or int32(first + k * STEP) < n:
-                load(x, start + first + k * STEP, words, k * WORDS)
-            else:
-                for j in range(WORDS):
-                    words[k * WORDS + j] = uint32(0)
-
-    return load_row

@@ -17,10 +17,10 @@ and few warps fit. `norm_staged` has the next rows on their way in shared memory
 
 import functools
 
-from . import ptx
 from .jit import jit
 from .namespace import cuda, float32, int32, int64, uint32
-from .norm_access import WARP, RowPlan, Variant, access, blocks_that_fit, row_loader, row_plan
+from .norm_access import WARP, RowPlan, Variant, access, blocks_that_fit, row_plan
+from .norm_weights import partial_writer
 from .warp import warp_sum
 
 # ---- steps that `norm_staged` takes as well
@@ -93,43 +93,6 @@ def team_sums(warps: int, centred: bool):
     return sums
 
 
-@functools.cache
-def partial_writer(plan: RowPlan):
-    """Device function: a block's sums per column → partial[start : start + n].
-
-    Where each warp has rows of its own, they add their sums one after the other, in shared memory
-    with a word per lane and element: no bank conflicts.
-    """
-    WIDTH, ACCESSES, _, ROWS, EXACT = plan
-    STEP, ELEMENTS = plan.step, plan.elements
-
-    @jit(device=True)
-    def write_sums(sums, fold, partial, start, first, n):
-        lane = uint32(cuda.threadIdx.x) & uint32(31)
-        warp = uint32(cuda.threadIdx.x) >> uint32(5)
-        if ROWS > 1:
-            turn = uint32(0)
-            while turn < ROWS:
-                cuda.syncthreads()
-                if warp == turn:
-                    for k in range(ELEMENTS):
-                        if turn > 0:
-                            sums[k] += fold[uint32(k * WARP + lane)]
-                        fold[uint32(k * WARP + lane)] = sums[k]
-                turn = uint32(turn + 1)
-        if ROWS == 1 or warp == ROWS - 1:
-            for k in range(ACCESSES):
-                if EXACT or int32(first + k * STEP) < n:
-                    if WIDTH == 1:
-                        partial[start + first + k * STEP] = sums[k]
-                    else:
-                        for j in range(0, WIDTH, 4):
-                            at = start + first + k * STEP + j
-                            ptx.store_vector(partial, at, sums, k * WIDTH + j)
-
-    return write_sums
-
-
 # ---- rows in registers
 
 
@@ -155,6 +118,22 @@ def register_blocks(plan: RowPlan, variant: Variant) -> tuple[bool, int]:
     if blocks := blocks_that_fit(plan.threads, 48 + sums + rows):
         return True, blocks
     return False, max(1, blocks_that_fit(plan.threads, 56 + sums))
+
+
+@functools.cache
+def row_loader(dtype: str, plan: RowPlan):
+    """Device function (x, start, first, n, words): the accesses of a thread to the row at start."""
+    io = access(dtype, plan.width)
+    load, WORDS = io.load, io.words
+    ACCESSES, STEP, EXACT = plan.accesses, plan.step, plan.exact
+
+    @jit(device=True)
+    def load_row(x, start, first, n, words):
+        for k in range(ACCESSES):
+            if EXACT or int32(first + k * STEP) < n:
+                load(x, start + k * STEP, words, k * WORDS)
+
+    return load_row
 
 
 @functools.cache
@@ -210,8 +189,8 @@ def register_kernel(dtype: str, wdtype: str, plan: RowPlan, variant: Variant):
         while row < rows:
             start = int64(row) * n + first
             if KEPT:
-                load_row(x, int64(row) * n, first, n, xs)
-                load_row(dy, int64(row) * n, first, n, gs)
+                load_row(x, start, first, n, xs)
+                load_row(dy, start, first, n, gs)
             middle = mean[row] if CENTRED else float32(0)
             scale = rstd[row]
             sum_g = float32(0)

@@ -31,10 +31,11 @@ from . import ptx
 from .dtypes import dtype_name
 from .jit import jit
 from .namespace import cuda, float32
-from .optimizer_kernel import THREADS, Form, update_kernel
+from .optimizer_kernel import TUNED, Form, update_kernel
 from .optimizer_table import addresses_of, groups_of, layout_of
 from .softmax_rows import exp_of
 
+THREADS = 256  # of a block of the first rung
 Tensors = Sequence[torch.Tensor]
 Number = float | torch.Tensor
 
@@ -172,17 +173,16 @@ def _update(prepare, rule, columns, moments, copies, weight_decay, lr, step, sca
         columns["copies"] = copies
     (b1, b2), numbers = betas, {"lr": lr, "step": step, "grad_scale": scale}
     for group in groups_of(columns, weight_decay):
-        device = group.columns[0][0].device
-        there = tuple(_in_memory(name, value, device) for name, value in numbers.items())
+        there = tuple(_in_memory(name, value, group.device) for name, value in numbers.items())
         if moments == 2 and group.formats[2] != group.formats[3]:
             raise TypeError(
                 f"vs: a tensor is {group.formats[3]}, it must be {group.formats[2]}, as in ms."
             )
         copy = group.formats[-1] if copies is not None else None
-        kernel = update_kernel(prepare, rule, Form(*group.formats[:3], moments, copy, there))
-        layout = layout_of(group)
-        kernel[len(layout.chunks), THREADS](
-            addresses_of(group), *layout,
+        form = Form(*group.formats[:3], moments, copy, there)
+        kernel, layout = update_kernel(prepare, rule, form, TUNED), layout_of(group, TUNED.chunk)
+        kernel[len(layout.chunks), TUNED.threads](
+            addresses_of(group, columns), *layout,
             *(v.view(1) if there else v for v, there in zip(numbers.values(), there, strict=True)),
             b1, 1 - b1, b2, 1 - b2, _logarithm(b1), _logarithm(b2), eps,
         )  # fmt: skip

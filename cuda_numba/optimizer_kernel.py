@@ -18,12 +18,20 @@ from . import ptx
 from .dtypes import itemsize
 from .jit import jit
 from .namespace import cuda, float32, int32, int64, uint32, uint64
-from .optimizer_table import CHUNK
 
-THREADS = 256
-ITEMS = 2  # groups of four elements that a thread has on their way
-RESIDENT = 4  # blocks of a multiprocessor: 4 · 256 threads with up to 128 bytes on their way each
-ROUND = THREADS * ITEMS * 4
+
+class Tuning(NamedTuple):
+    """What decides the speed and not the result."""
+
+    threads: int = 256
+    items: int = 2  # groups of four elements that a thread has on their way
+    resident: int = 4  # blocks of a multiprocessor: 4 · 256 threads, up to 128 bytes on their way
+    chunk: int = 8192  # elements of a block: 4 rounds of two 16-byte accesses a thread
+    load: str = "_cs"  # cache hints, as in `ptx.memory`: nothing is read twice
+    store: str = "_cs"
+
+
+TUNED = Tuning()
 
 
 class Form(NamedTuple):
@@ -38,12 +46,13 @@ class Form(NamedTuple):
 
 
 @functools.cache
-def reader(dtype: str):
+def reader(dtype: str, hint: str):
     """Device functions: four elements of a tensor from an address into values[j:], and one."""
+    load_128, load_64 = getattr(ptx, f"load_128{hint}_at"), getattr(ptx, f"load_64{hint}_at")
 
     @jit(device=True)
     def four(address, values, j):
-        a, b, c, d = ptx.load_128_cs_at(address)
+        a, b, c, d = load_128(address)
         values[j] = ptx.from_bits(a)
         values[j + 1] = ptx.from_bits(b)
         values[j + 2] = ptx.from_bits(c)
@@ -55,7 +64,7 @@ def reader(dtype: str):
 
     @jit(device=True)
     def four_bf16(address, values, j):
-        a, b = ptx.load_64_cs_at(address)
+        a, b = load_64(address)
         values[j], values[j + 1] = ptx.unpack_bf16(a)
         values[j + 2], values[j + 3] = ptx.unpack_bf16(b)
 
@@ -65,7 +74,7 @@ def reader(dtype: str):
 
     @jit(device=True)
     def four_f16(address, values, j):
-        a, b = ptx.load_64_cs_at(address)
+        a, b = load_64(address)
         values[j], values[j + 1] = ptx.unpack_f16(a)
         values[j + 2], values[j + 3] = ptx.unpack_f16(b)
 
@@ -78,12 +87,13 @@ def reader(dtype: str):
 
 
 @functools.cache
-def writer(dtype: str):
+def writer(dtype: str, hint: str):
     """Device functions: the opposite of `reader`."""
+    store_128, store_64 = getattr(ptx, f"store_128{hint}_at"), getattr(ptx, f"store_64{hint}_at")
 
     @jit(device=True)
     def four(address, values, j):
-        ptx.store_128_cs_at(
+        store_128(
             address, ptx.bits(values[j]), ptx.bits(values[j + 1]), ptx.bits(values[j + 2]),
             ptx.bits(values[j + 3]),
         )  # fmt: skip
@@ -95,7 +105,7 @@ def writer(dtype: str):
     @jit(device=True)
     def four_bf16(address, values, j):
         low = ptx.pack_bf16(values[j], values[j + 1])
-        ptx.store_64_cs_at(address, low, ptx.pack_bf16(values[j + 2], values[j + 3]))
+        store_64(address, low, ptx.pack_bf16(values[j + 2], values[j + 3]))
 
     @jit(device=True)
     def one_bf16(address, value):
@@ -104,7 +114,7 @@ def writer(dtype: str):
     @jit(device=True)
     def four_f16(address, values, j):
         low = ptx.pack_f16(values[j], values[j + 1])
-        ptx.store_64_cs_at(address, low, ptx.pack_f16(values[j + 2], values[j + 3]))
+        store_64(address, low, ptx.pack_f16(values[j + 2], values[j + 3]))
 
     @jit(device=True)
     def one_f16(address, value):
@@ -125,7 +135,7 @@ def as_given(x):
 
 
 @functools.cache
-def update_kernel(prepare, rule, form: Form):
+def update_kernel(prepare, rule, form: Form, tuning: Tuning = TUNED):
     """One step for all tensors of the tables.
 
     prepare(lr, step, log1, log2, eps) → (size, small): what is the same for all elements.
@@ -135,18 +145,21 @@ def update_kernel(prepare, rule, form: Form):
     """
     MOMENTS, COPY = form.moments, form.copy is not None
     COLUMNS = 2 + MOMENTS + COPY
-    HELD = ITEMS * 4
+    THREADS, ITEMS, CHUNK = tuning.threads, tuning.items, tuning.chunk
+    HELD, ROUND = ITEMS * 4, THREADS * ITEMS * 4
     P, G, M = itemsize(form.param), itemsize(form.grad), itemsize(form.moment)
     C = itemsize(form.copy or form.param)
-    (read_p, read_one_p), (read_g, read_one_g) = reader(form.param), reader(form.grad)
-    read_m, read_one_m = reader(form.moment)
-    (write_p, write_one_p), (write_m, write_one_m) = writer(form.param), writer(form.moment)
-    write_c, write_one_c = writer(form.copy or form.param)
+    read_p, read_one_p = reader(form.param, tuning.load)
+    read_g, read_one_g = reader(form.grad, tuning.load)
+    read_m, read_one_m = reader(form.moment, tuning.load)
+    write_p, write_one_p = writer(form.param, tuning.store)
+    write_m, write_one_m = writer(form.moment, tuning.store)
+    write_c, write_one_c = writer(form.copy or form.param, tuning.store)
     value_of_lr, value_of_step, value_of_scale = (
         from_memory if there else as_given for there in form.on_device
     )
 
-    @jit(pointers=True, launch_bounds=(THREADS, RESIDENT))
+    @jit(pointers=True, launch_bounds=(THREADS, tuning.resident))
     def optimizer_step(
         addresses: "int64", sizes: "int64", decays: "float32", chunks: "int32", lr: "float32",
         step: "float32", grad_scale: "float32", b1: "float32", a1: "float32", b2: "float32",
@@ -181,31 +194,33 @@ def update_kernel(prepare, rule, form: Form):
         thread = uint32(cuda.threadIdx.x)
         start = uint32(thread * uint32(4))
         while start < whole:
-            for k in range(ITEMS):
-                i = uint64(start + uint32(k * THREADS * 4))
-                if i < uint64(whole):
-                    read_p(p + i * uint64(P), params, 4 * k)
-                    read_g(g + i * uint64(G), grads, 4 * k)
-                    read_m(m + i * uint64(M), ms, 4 * k)
+            at = uint64(start)
+            round_p, round_g = p + at * uint64(P), g + at * uint64(G)
+            round_m, round_v = m + at * uint64(M), v + at * uint64(M)
+            round_c = c + at * uint64(C)
+            for k in range(ITEMS):  # what is added to an address here is part of the instruction
+                if uint32(start + uint32(k * THREADS * 4)) < whole:
+                    read_p(round_p + uint64(k * THREADS * 4 * P), params, 4 * k)
+                    read_g(round_g + uint64(k * THREADS * 4 * G), grads, 4 * k)
+                    read_m(round_m + uint64(k * THREADS * 4 * M), ms, 4 * k)
                     if MOMENTS == 2:
-                        read_m(v + i * uint64(M), vs, 4 * k)
+                        read_m(round_v + uint64(k * THREADS * 4 * M), vs, 4 * k)
                     else:
                         for j in range(4 * k, 4 * k + 4):
                             vs[j] = float32(0)
             for k in range(ITEMS):
-                i = uint64(start + uint32(k * THREADS * 4))
-                if i < uint64(whole):
+                if uint32(start + uint32(k * THREADS * 4)) < whole:
                     for j in range(4 * k, 4 * k + 4):
                         params[j], ms[j], vs[j] = rule(
                             params[j], grads[j] * scale, ms[j], vs[j], shrink, size, small,
                             b1, a1, b2, a2,
                         )  # fmt: skip
-                    write_p(p + i * uint64(P), params, 4 * k)
-                    write_m(m + i * uint64(M), ms, 4 * k)
+                    write_p(round_p + uint64(k * THREADS * 4 * P), params, 4 * k)
+                    write_m(round_m + uint64(k * THREADS * 4 * M), ms, 4 * k)
                     if MOMENTS == 2:
-                        write_m(v + i * uint64(M), vs, 4 * k)
+                        write_m(round_v + uint64(k * THREADS * 4 * M), vs, 4 * k)
                     if COPY:
-                        write_c(c + i * uint64(C), params, 4 * k)
+                        write_c(round_c + uint64(k * THREADS * 4 * C), params, 4 * k)
             start = uint32(start + uint32(ROUND))
 
         rest = uint32(whole + thread)

@@ -4,19 +4,19 @@ For `def add(a, b, out, n)` with three float32 pointers and an int32 it is
 
     def add(a, b, out, n):
         try:
-            if (a.dtype is float32 and a.get_device() == 0 and a.is_contiguous() and …
-                and (n.__class__ is int or fits(n))):
-                result = native(function, gx, …, a.data_ptr(), b.data_ptr(), out.data_ptr(), n)
+            if current[0] is compiled and not logs and (n.__class__ is int or fits_n(n)):
+                result = native(function, gx, …, a, b, out, n)
                 if not result:
                     return
             else:
                 result = None
         except ERRORS as error:
             result = error
-        return otherwise(result, …, (a, b, out, n))
+        return otherwise(result, …, hook, (a, b, out, n))
 
-so that a launch that is right costs the checks and one call, and everything else is sorted out, and
-explained, in `otherwise` (launch.py).
+The native function checks the tensors, whose description is one C call each (native.py, dlpack.py).
+So a launch that is right costs little more than the driver's own call, and everything else is
+sorted out, and explained, in `otherwise` (launch.py).
 """
 
 import struct
@@ -27,11 +27,15 @@ from typing import Any
 import numpy as np
 from numba.core import types
 
+from . import dlpack
 from .arguments import Parameter, argument_type, is_array, number_type
 from .dtypes import IN_KERNEL, itemsize
+from .native import Tensor
 
-# What a value of the wrong kind can raise on the fast path.
-ERRORS = (AttributeError, TypeError, ValueError, OverflowError, RuntimeError)
+# What a value of the wrong kind, or a kernel with nothing loaded, can raise on the fast path.
+ERRORS = (
+    AttributeError, BufferError, IndexError, OverflowError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
 CONFIG = ("gx", "gy", "gz", "bx", "by", "bz", "shared", "stream", "attributes", "count")
 
 
@@ -41,7 +45,7 @@ class Argument:
 
     parameter: Parameter
     type: Any  # the Numba type
-    codes: tuple[str, ...]  # of native.py; several for a tuple
+    codes: tuple[str, ...]  # of native.py for numbers, several for a tuple; none for a tensor
 
     @property
     def name(self) -> str:
@@ -110,17 +114,28 @@ def arguments_of(declared: tuple[Parameter, ...], signature: tuple) -> tuple[Arg
     )
 
 
-def layout_of(arguments: tuple[Argument, ...]) -> tuple[str, ...]:
-    """The layout for native.py."""
-    return tuple(code for argument in arguments for code in argument.codes)
+def layout_of(arguments: tuple[Argument, ...], device: int) -> tuple[str | Tensor, ...]:
+    """The layout for native.py, of a launch on a device: its index, or −1 for the CPU."""
+    return tuple(
+        part
+        for argument in arguments
+        for part in ([_tensor(argument, device)] if argument.is_array else argument.codes)
+    )
+
+
+def _tensor(argument, device):
+    kind = argument.type
+    formats = tuple(map(dlpack.format_word, argument.dtypes()))
+    size = itemsize(_element_name(str(kind.dtype)))
+    if isinstance(kind, types.CPointer):
+        return Tensor(dlpack.device_word(device), formats, size)
+    contiguous = kind.layout == "C"
+    return Tensor(dlpack.device_word(device), formats, size, kind.ndim, contiguous)
 
 
 def _codes(name, kind):
-    if isinstance(kind, types.CPointer):
-        return ("p",)
-    if isinstance(kind, types.Array):
-        size = itemsize(_element_name(str(kind.dtype)))
-        return (f"{'c' if kind.layout == 'C' else 'a'}{kind.ndim}:{size}",)
+    if isinstance(kind, types.CPointer | types.Array):
+        return ()
     if isinstance(kind, types.BaseTuple):
         return tuple(code for part in kind for code in _codes(name, part))
     if isinstance(kind, types.Boolean):
@@ -141,12 +156,13 @@ def half_bits(value: float) -> int:
     return int.from_bytes(struct.pack("<e", value), "little")
 
 
-def generate(kernel: str, arguments: tuple[Argument, ...], device: int, *, native: Callable,
-             function: int, current_stream: Callable, otherwise: Callable,
+def generate(kernel: str, arguments: tuple[Argument, ...], device: int, *, compiled: Any,
+             native: Callable, function: int, current_stream: Callable, otherwise: Callable,
              current_device: Callable | None = None) -> Callable:  # fmt: skip
-    """The function `bind(gx, gy, gz, bx, by, bz, shared, stream, attributes, count, hook)`, which
-    returns a launcher for that configuration.
+    """The function `bind(gx, gy, gz, bx, by, bz, shared, stream, attributes, count, hook, current,
+    logs)`, which returns a launcher for that configuration.
 
+    compiled          what current[0] has to be for the short way
     native            of native.py, for the layout of the arguments
     function          the kernel's CUfunction
     current_stream    device → the raw stream to launch on where `stream` is 0
@@ -154,18 +170,20 @@ def generate(kernel: str, arguments: tuple[Argument, ...], device: int, *, nativ
     otherwise         called with (result, configuration, hook, arguments) when a launch is not
                       plainly right: result is the native function's, an exception, or None where a
                       check failed
+
+    current and logs are looked at at each launch: who holds a launcher holds the right one.
     """
     prefix = "_"
     while any(a.name.startswith(prefix) for a in arguments):
         prefix += "_"
     names = {
-        "native": native, "function": function, "current_stream": current_stream,
-        "current_device": current_device, "otherwise": otherwise, "ERRORS": ERRORS,
-        "half": half_bits,
+        "compiled": compiled, "native": native, "function": function, "ERRORS": ERRORS,
+        "current_stream": current_stream, "current_device": current_device,
+        "otherwise": otherwise, "half": half_bits,
     }  # fmt: skip
-    checks, values = [], []
+    checks, values = [f"{prefix}current[0] is {prefix}compiled", f"not {prefix}logs"], []
     for argument in arguments:
-        check, value = _source(argument, device, prefix, names)
+        check, value = _source(argument, prefix, names)
         checks += check
         values += value
     if current_device is not None:
@@ -176,10 +194,10 @@ def generate(kernel: str, arguments: tuple[Argument, ...], device: int, *, nativ
     plain = ", ".join(a.name for a in arguments)
     name = kernel if kernel.isidentifier() and not kernel.startswith(prefix) else "kernel"
     lines = [
-        f"def {prefix}bind({configuration}, {prefix}hook):",
+        f"def {prefix}bind({configuration}, {prefix}hook, {prefix}current, {prefix}logs):",
         f"    def {name}({plain}):",
         "        try:",
-        f"            if {' and '.join(checks) or 'True'}:",
+        f"            if {' and '.join(checks)}:",
         f"                {prefix}result = {prefix}native(",
         f"                    {', '.join([prefix + 'function', passed, *values])})",
         f"                if not {prefix}result:",
@@ -209,24 +227,11 @@ def _quick(argument):
     return None
 
 
-def _source(argument, device, prefix, names):
+def _source(argument, prefix, names):
     """(conditions, values) as Python source; objects that they name go into `names`."""
     name = argument.name
     if argument.is_array:
-        dtypes = argument.dtypes()
-        for dtype in dtypes:
-            names[_dtype_label(dtype)] = dtype
-        same = " or ".join(f"{name}.dtype is {prefix}{_dtype_label(d)}" for d in dtypes)
-        checks = [f"({same})" if len(dtypes) > 1 else same or "False"]
-        checks.append(f"{name}.get_device() == {device}")
-        values = [f"{name}.data_ptr()"]
-        if isinstance(argument.type, types.Array):
-            values.append(f"{name}.shape")
-        if argument.codes[0].startswith("a"):
-            values.append(f"{name}.stride()")
-        else:
-            checks.append(f"{name}.is_contiguous()")
-        return checks, values
+        return [], [name]
     label = f"fits_{name}"
     names[label] = argument.fits
     check = f"{prefix}{label}({name})"
@@ -241,7 +246,3 @@ def _source(argument, device, prefix, names):
 def _passed(source, kind, prefix):
     is_half = isinstance(kind, types.Float) and kind.bitwidth == 16
     return f"{prefix}half({source})" if is_half else source
-
-
-def _dtype_label(dtype):
-    return str(dtype).replace(".", "_")

@@ -11,8 +11,10 @@ of n: forward 2 · R · n · itemsize (4 with a residual) and 4 R for rstd, back
 import functools
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from . import norm
+from .norm_arguments import check_arguments
 
 
 def rms_norm_reference(x, w, eps=1e-6):
@@ -66,6 +68,7 @@ class RMSNormFunction(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dy):
         return *rms_norm_backward(dy.contiguous(), *ctx.saved_tensors), None
 
@@ -79,6 +82,7 @@ class RMSNormResidualFunction(torch.autograd.Function):
         return y, total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dy, dtotal):
         if dy is None:  # only the sum was used
             return dtotal, dtotal, None, None
@@ -96,7 +100,7 @@ def rms_norm(x: torch.Tensor, w: torch.Tensor, eps: float = 1e-6) -> torch.Tenso
     x: float32, float16 or bfloat16; w: x's dtype or float32. Computed in float32, rounded once.
     What is not contiguous is copied first. Errors name the argument.
     """
-    norm.check_arguments(x, w)
+    check_arguments(x, w)
     return RMSNormFunction.apply(x.contiguous(), w.contiguous(), eps)
 
 
@@ -107,5 +111,5 @@ def rms_norm_residual(
 
     x and residual (…, n) of one dtype; everything else as `rms_norm`.
     """
-    norm.check_arguments(x, w, residual=residual)
+    check_arguments(x, w, residual=residual)
     return RMSNormResidualFunction.apply(x.contiguous(), residual.contiguous(), w.contiguous(), eps)

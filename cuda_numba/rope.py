@@ -30,6 +30,7 @@ x is the transpose of (B, T, H, D) that a projection gives. Only the last axis h
 import functools
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from . import ptx
 from .dtypes import FLOATS, dtype_name, vector_width
@@ -222,6 +223,7 @@ class RopeFunction(torch.autograd.Function):
         return rope_forward(x, cos, sin)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dy):
         return rope_backward(_readable(dy), *ctx.saved_tensors), None, None
 

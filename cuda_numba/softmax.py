@@ -21,6 +21,7 @@ makes the row NaN.
 import functools
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from . import ptx
 from .dtypes import FLOATS, dtype_name, vector_width
@@ -162,6 +163,7 @@ class SoftmaxFunction(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dy):
         return softmax_backward(dy.contiguous(), *ctx.saved_tensors)
 

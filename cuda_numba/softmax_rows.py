@@ -189,7 +189,7 @@ def backward_kernel(dtype: str, team: Team):
                 for j in range(k * width, (k + 1) * width):
                     values[j] *= grads[j] - total
                 if width > 1:
-                    ptx.store_vector_cs(dx, start + uint64(k * STEP), values, k * width)
+                    ptx.store_vector(dx, start + uint64(k * STEP), values, k * width)
                 else:
                     ptx.store(dx, start + uint64(k * STEP), values[k])
 

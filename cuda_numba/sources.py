@@ -3,6 +3,12 @@
 NORM = ("norm.py", "norm_access.py", "norm_forward.py", "norm_backward.py", "norm_staged.py")
 NORM += ("norm_weights.py", "norm_passes.py")
 
+EMBEDDING_GRADIENT = ("embedding_gradient.py", "embedding_plan.py", "embedding_split.py")
+EMBEDDING_GRADIENT += ("embedding_order.py", "embedding_places.py", "embedding_gather.py")
+
+CROSS_ENTROPY = ("cross_entropy.py", "cross_entropy_launch.py", "cross_entropy_fused.py")
+CROSS_ENTROPY += ("cross_entropy_row.py",)
+
 SOURCES = {
     "softmax": ("softmax.py", "softmax_rows.py", "softmax_long.py", "warp.py"),
     "layer_norm": ("layer_norm.py", *NORM, "warp.py"),
@@ -10,8 +16,8 @@ SOURCES = {
     "gelu": ("activation.py", "activation_curve.py"),
     "swiglu": ("activation.py", "activation_curve.py"),
     "rope": ("rope.py",),
-    "embedding": ("embedding.py", "embedding_gradient.py", "embedding_plan.py"),
-    "cross_entropy": ("cross_entropy.py", "cross_entropy_fused.py", "cross_entropy_row.py"),
+    "embedding": ("embedding.py", *EMBEDDING_GRADIENT),
+    "cross_entropy": CROSS_ENTROPY,
     "adamw": ("optimizer.py", "optimizer_kernel.py", "optimizer_table.py"),
     "lion": ("optimizer.py", "optimizer_kernel.py", "optimizer_table.py"),
     "launch": ("jit.py", "launch.py", "native.py", "packing.py", "driver.py"),

@@ -11,6 +11,7 @@ import torch
 
 L2_BYTES = 50 << 20  # of an H100; an A100 has 40 MB
 ROUNDS, CALLS = 5, 12
+SLEEP_CYCLES = 4_000_000  # about 2 ms: CALLS calls of several launches are queued in less
 
 
 def sets_for(nbytes: int) -> int:
@@ -38,7 +39,7 @@ def measure(contenders: dict[str, Callable[[int], object]], sets: int) -> dict[s
 def batch(call: Callable[[int], object], sets: int) -> list[float]:
     events = [torch.cuda.Event(enable_timing=True) for _ in range(2 * CALLS)]
     torch.cuda.synchronize()
-    torch.cuda._sleep(2_000_000)  # about a millisecond: the host fills the queue meanwhile
+    torch.cuda._sleep(SLEEP_CYCLES)  # the host fills the queue meanwhile
     for i in range(CALLS):
         events[2 * i].record()
         call(i % sets)

@@ -104,10 +104,15 @@ def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     return F.gelu(x, approximate=approximate)
 
 
-def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) · up, elementwise (Shazeer 2020)."""
+def swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
+    """silu(gate) · up, elementwise (Shazeer 2020).
+
+    Without up, gate (..., 2 FF) holds both, gate first → (..., FF).
+    """
     if kernel := _kernel("swiglu", gate):
         return kernel(gate, up)
+    if up is None:
+        gate, up = gate.chunk(2, dim=-1)
     return F.silu(gate) * up
 
 

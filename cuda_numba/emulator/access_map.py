@@ -95,17 +95,26 @@ def draw(trace: Trace, array: str):
         who, name = accesses[:, BLOCK] * trace.threads_per_block + who, "thread of the grid"
     # Not the emulator's order of threads, but the order that every thread follows.
     step = pack(accesses[:, PATH], accesses[:, SITE])
-    step = np.searchsorted(np.unique(step[touched]), step)
+    steps = np.unique(step[touched])
+    step = np.searchsorted(steps, step)
+    panels = [(who, "viridis", f"who: {name}")]
+    if len(steps) > 1:  # where every thread touches one element, "when" says nothing
+        panels.append((step, "cividis", "when: step of that thread"))
     height = 1.3 + 3.9 * min(1.5, max(0.3, rows / columns))
-    figure, axes = plt.subplots(1, 2, figsize=(9.5, height), layout="constrained", sharey=True)
-    _panel(axes[0], who, touched, rows, columns, "viridis", f"who: {name}")
-    _panel(axes[1], step, touched, rows, columns, "cividis", "when: step of that thread")
+    n = len(panels)
+    figure, axes = plt.subplots(
+        1, n, figsize=(0.6 + 4.45 * n, height), layout="constrained", sharey=True, squeeze=False
+    )
+    axes = axes[0]
+    for ax, (values, colours, title) in zip(axes, panels, strict=True):
+        _panel(ax, values, touched, rows, columns, colours, title)
     axes[0].set_ylabel("row" if len(info.shape) > 1 else f"elements, {columns} to a row")
     banks = info.space == "shared" and info.itemsize * columns == 128 and info.itemsize == 4
     for ax in axes:
         ax.set_xlabel("column = bank" if banks else "column")
     shape = "×".join(map(str, info.shape))
-    title = f"First touch of {array} ({shape} {info.dtype}, {info.space}) in {trace.kernel}"
+    title = f"First touch of {array} ({shape} {info.dtype}, {info.space})"
+    title += (" " if n > 1 else "\n") + f"in {trace.kernel}"
     figure.suptitle(title, x=0.01, ha="left", size=11)
     return figure
 

@@ -21,9 +21,10 @@ def numpy_shape(shape: Any) -> tuple[int, ...]:
 
 
 def bind_shared_array(m: Any, origin: tuple) -> Callable[..., Any]:
-    """`cuda.shared.array` at one place of a kernel."""
-    line, column, name, *where = origin  # the variable's name
-    key = (line, column, *where)
+    """`cuda.shared.array` at one place of a kernel: one array for each block, the same for every
+    thread that reaches this call. A shape of 0 is the dynamic shared memory of the launch, from its
+    first byte. A device function has an array of its own for each list of types, as in Numba."""
+    name, key = origin[2], object()  # the variable's name
 
     def shared_array(shape: Any, dtype: Any, alignment: int | None = None) -> Any:
         found = m.t.block.shared.arrays.get(key)
@@ -42,14 +43,6 @@ def bind_shared_array(m: Any, origin: tuple) -> Callable[..., Any]:
         return found
 
     return shared_array
-
-
-def shared_array(m, shape, dtype, alignment=None):
-    """One array for the whole block, the same for every thread that reaches this call.
-
-    A shape of 0 is the dynamic shared memory of the launch, from its first byte.
-    """
-    return bind_shared_array(m, m.origin)(shape, dtype, alignment)
 
 
 def local_array(m, shape, dtype, alignment=None):

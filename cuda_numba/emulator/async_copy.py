@@ -44,7 +44,11 @@ def finish(copies: list[Copy]) -> None:
     for copy in copies:
         if not copy.done:
             copy.finish()
-            shadow.note(copy.thread, "store", "shared", copy.low, len(copy.data), copy.origin)
+            shadow.note(
+                *(copy.thread, "store", "shared", copy.low, len(copy.data)),
+                origin=copy.origin,
+                path=copy.path,
+            )
             shadow.dirty(copy.thread, copy.low, len(copy.data), copy.line)
 
 

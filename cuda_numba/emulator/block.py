@@ -11,7 +11,7 @@ from .thread import Dim, Thread
 class Warp:
     """Up to 32 threads. `exists`, `exited`: bit masks of lanes."""
 
-    __slots__ = ("block", "epoch", "exists", "exited", "index", "pending", "threads")
+    __slots__ = ("block", "epoch", "exists", "exited", "groups", "index", "pending", "threads")
 
     def __init__(self, block: "Block", index: int, threads: list["Thread"]):
         self.block, self.index, self.threads = block, index, threads
@@ -19,6 +19,7 @@ class Warp:
         self.exited = 0
         self.epoch = 0
         self.pending: list[Any] = []
+        self.groups: dict[Any, list[int]] = {}  # lanes together at a place, until they are counted
 
 
 class Block:
@@ -73,6 +74,8 @@ class Block:
         if self.mixed:
             self.mixed = False
             self.machine.check_barrier(self, waiting)
+        if len(waiting) < len(self.threads):
+            self.machine.barrier_without(self, waiting)
         if self.values:
             values, self.values = self.values, []
             result = self.reduce(values)

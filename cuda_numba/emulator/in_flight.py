@@ -15,13 +15,14 @@ from .memory import POISON
 class Copy:
     """Bytes under way.
 
-    name: the instruction; thread, line, origin: who started it, and where in the source; block,
-    low, high: the destination; target: the bytes there; places: which of them each byte of `data`
+    name: the instruction; thread, line, origin, path: who started it, where in the source, and in
+    which iteration of the loops around it (two copies of one place are two requests); block, low,
+    high: the destination; target: the bytes there; places: which of them each byte of `data`
     goes to, None where they simply follow each other.
     """
 
     __slots__ = ("block", "data", "done", "high", "landed", "line", "low", "name", "number")
-    __slots__ += ("origin", "places", "target", "thread")
+    __slots__ += ("origin", "path", "places", "target", "thread")
 
     def __init__(
         self,
@@ -35,7 +36,7 @@ class Copy:
     ):
         self.thread, self.name, self.block = t, name, block
         self.data, self.target, self.places = data, target, places
-        self.line, self.origin = t.line, t.machine.origin
+        self.line, self.origin, self.path = t.line, t.machine.origin, t.path
         self.low, self.high = address, address + len(target)
         self.landed = self.done = False
         shadow.begin(self)

@@ -149,6 +149,7 @@ class Types(Statements, Notes):
         start: Environment = {}
         for parameter, kind in zip(self.source.parameters, arguments, strict=False):
             value = of_type(kind)
+            kind = value.type
             if parameter in bounds and isinstance(kind, types.Integer):
                 value = Value(kind, intervals.clip(bounds[parameter], intervals.of_type(kind)))
             definition = Definition(castable=False)

@@ -145,16 +145,16 @@ class Machine:
                 lines=list(places),
             )
 
-    def barrier_without(self, block: Block, gone: Thread) -> None:
-        """Some threads have ended and the rest waits at a barrier."""
+    def barrier_without(self, block: Block, waiting: list[Thread]) -> None:
+        """Some threads have ended and all the others are at a barrier."""
         if self.tracing:
-            t = block.waiting[0]
+            t, there = waiting[0], {other.id for other in waiting}
+            gone = [other for other in block.threads if other.id not in there]
             self.finding(
                 "barrier_not_reached",
-                f"{len(block.waiting)} threads wait at a barrier that "
-                f"{len(block.threads) - block.alive} threads of the block, which have ended, never "
-                f"reached",
-                threads=[t, gone],
+                f"{len(waiting)} threads wait at a barrier that {len(gone)} "
+                f"threads of the block, which have ended, never reached",
+                threads=[t, gone[0]],
                 lines=[t.line],
             )
 

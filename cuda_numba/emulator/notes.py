@@ -7,9 +7,9 @@ import numpy as np
 from numba.core import types
 
 from . import operators
+from .call_types import origin
 from .calls import call_rule
 from .casts import to_type
-from .expressions import origin
 from .operators import is_integer, is_number
 from .source import cuda_path
 from .value import PROMOTED, Value

@@ -13,7 +13,8 @@ from .errors import UnsupportedSyntax
 from .log import MAX_PLACES, PLACE
 from .machine import Machine
 from .memory import View
-from .rewrite import WAITING, Rewriter
+from .rewrite import Rewriter
+from .rewrite_statements import WAITING
 from .source import Source, python_function
 from .tracer import Tracer
 
@@ -52,7 +53,7 @@ class Program:
         key = (fn, tuple(map(str, types)))
         found = self.units.get(key)
         if found is None:
-            found = self.units[key] = f"_e_f{len(self.units)}_{fn.__name__}"
+            found = self.units[key] = f"_e_f{len(self.units)}_{fn.__name__.strip('<>')}"
             source = Source(fn)
             self.variables |= assigned(source)
             rewriter = Rewriter(self, source, types, found)

@@ -11,6 +11,8 @@ pair of sites that races in some word is lost on the way:
 - Without vector clocks, accesses of one site to one word in one epoch differ only in thread, warp
   and warp epoch. Where they come from two warps, two of them are enough to find a partner from
   another warp for any access; where all come from one warp, two threads for each warp epoch are.
+  Where atomics are among them, the last ones are looked at too: what these have seen (`observed`)
+  all have.
 - With clocks, an access is compared with the last earlier one of each other thread at each site:
   what is ordered after that one is ordered after all that the thread did before it.
 """
@@ -19,6 +21,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from .observed import Observed
 from .order import Order
 from .race_ledger import Ledger
 from .requests import beside_some, groups, order_of, pack, split, spread, starts
@@ -78,6 +81,8 @@ class _Search:
         kind = np.array([s.kind for s in trace.sites])
         self.write, self.plain = (kind != "load")[self.site], (kind != "atomic")[self.site]
         self.who = self.block * trace.threads_per_block + self.thread
+        self.atomics = not self.plain.all()
+        self.observed = Observed(words, ~self.plain, self.order) if self.atomics else None
 
     def within_blocks(self) -> Iterator[tuple]:
         w = self.words
@@ -86,10 +91,10 @@ class _Search:
         if not self.clocked:
             stream = pack(group, self.site[entries], w.mask[entries])
             one_warp = ~_several(stream, self.warp[entries])
-            by_warp = _two_parties(stream, self.warp[entries])
+            by_warp = self.examples(stream, self.warp[entries])
             fine = np.flatnonzero(one_warp)
             stream = pack(stream[fine], self.warp_epoch[entries[fine]])
-            by_thread = fine[_two_parties(stream, self.thread[entries[fine]])]
+            by_thread = fine[self.examples(stream, self.thread[entries[fine]])]
             chosen = np.union1d(by_warp, by_thread)
             entries, group = entries[chosen], group[chosen]
         yield from self.racing(entries, group)
@@ -104,7 +109,7 @@ class _Search:
         entries, group = self.suspects(chosen, key, self.block)
         if not self.clocked:
             stream = pack(group, self.site[entries], w.mask[entries])
-            chosen = np.sort(_two_parties(stream, self.block[entries]))
+            chosen = self.examples(stream, self.block[entries])
             entries, group = entries[chosen], group[chosen]
         for a, b, of in self.racing(entries, group):
             other = self.block[a] != self.block[b]  # the rest was found within blocks
@@ -145,8 +150,23 @@ class _Search:
             keep = self.conflict(a, b)
             a, b, of = a[keep], b[keep], of[keep]
             keep = ~self.order.before(self.words.row[a], self.words.row[b])
-            yield a[keep], b[keep], of[keep]
+            a, b, of = a[keep], b[keep], of[keep]
+            if self.observed is not None:
+                counted = np.flatnonzero(~self.plain[a])  # b is an ordinary access, then
+                keep = np.ones(len(a), bool)
+                keep[counted] = ~self.observed.before(a[counted], b[counted])
+                a, b, of = a[keep], b[keep], of[keep]
+            yield a, b, of
             g = h
+
+    def examples(self, stream: np.ndarray, party: np.ndarray) -> np.ndarray:
+        """Rows that stand for their streams: the first by each of two parties, with atomics the
+        last too."""
+        found = _two_parties(stream, party)
+        if self.atomics:
+            last = len(stream) - 1 - _two_parties(stream[::-1], party[::-1])
+            found = np.concatenate((found, last))
+        return np.unique(found)
 
     def conflict(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Different threads, common bytes, one of them a write, not both atomic."""

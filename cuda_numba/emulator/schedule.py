@@ -133,6 +133,11 @@ class Scheduler:
             self.wake(now)
         return bool(now)
 
+    def yield_turn(self, t: Any) -> None:
+        """Everybody else who can run gets a turn before `t` goes on."""
+        self.ready.append(t)
+        self.switch_out(t, "its turn")
+
     def spin(self, t: Any) -> None:
         """`t` looked and found nothing new: everybody else gets a turn first."""
         self.idle += 1
@@ -140,8 +145,7 @@ class Scheduler:
             self.idle = 0
             if not self.retry() and not self.start_group():
                 raise self.livelock(t)
-        self.ready.append(t)
-        self.switch_out(t, "its turn")
+        self.yield_turn(t)
 
     def pause(self, m: Any) -> None:
         """At an atomic operation, in kernels that wait for one in a loop: others get a turn."""
@@ -212,8 +216,8 @@ def collect(t: Any, op: str, mask: int, value: Any, compute: Callable[[dict], An
     for p in warp.pending:
         if p.mask == mask and p.op == op:
             pending = p
-        elif p.mask & mask:
-            raise clash(t, op, p)
+        elif p.mask >> t.lane & 1 and any(mask >> lane & 1 for lane in p.lanes):
+            raise clash(t, op, p)  # each waits for the other; else one of them can go first
     if not mask >> t.lane & 1:
         raise InvalidUse(
             f"{op}: lane {t.lane} calls it with mask 0x{mask:08x}, which does not name the lane",

@@ -214,11 +214,13 @@ def end(copy: Any) -> None:
 
 
 def note(
-    t: Any, kind: str, space: str, address: int, nbytes: int, origin: tuple | None = None
-) -> None:
+    t: Any, kind: str, space: str, address: int, nbytes: int, origin: tuple | None = None,
+    path: int | None = None,
+) -> None:  # fmt: skip
     """Log an access that goes past the generic proxy, or that happens later than its instruction.
 
-    origin: the place in the source of that instruction, where it is not the one that runs now.
+    origin: the place in the source of that instruction, where it is not the one that runs now;
+    path: the path through the loops that led to it.
     """
     m = t.machine
     if not m.tracing:
@@ -226,8 +228,14 @@ def note(
     found = shadow(m)
     found.catch_up()
     now, m.origin = m.origin, origin or m.origin
+    here, t.path = t.path, t.path if path is None else path
+    moved = here != t.path
+    if moved:
+        m.log.state(t)
     m.note(t, kind, space, address, nbytes, via="async")
-    m.origin = now
+    m.origin, t.path = now, here
+    if moved:
+        m.log.state(m.t)
     found.skip()
 
 

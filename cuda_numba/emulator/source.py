@@ -56,8 +56,7 @@ class Source:
             ) from error
         self.filename = fn.__code__.co_filename
         self.lines = [line.rstrip("\n") for line in lines]
-        tree = ast.parse(textwrap.dedent("".join(lines)))
-        self.tree = next(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+        self.tree = definition(fn, textwrap.dedent("".join(lines)))
         ast.increment_lineno(self.tree, self.first_line - 1)
         self.tree.decorator_list = []
         self.parameters = [a.arg for a in self.tree.args.args]
@@ -98,6 +97,33 @@ class Source:
                 return CudaName(f"{path}.{node.attr}" if path else node.attr)
             return getattr(base, node.attr, MISSING)
         return MISSING
+
+
+def definition(fn: Any, text: str) -> ast.FunctionDef:
+    """The function that `text` defines; a lambda as the function that it is short for."""
+    try:
+        nodes = list(ast.walk(ast.parse(text)))
+    except SyntaxError:  # a lambda in the middle of a call over several lines
+        nodes = []
+    if fn.__name__ != "<lambda>":
+        found = [node for node in nodes if isinstance(node, ast.FunctionDef)]
+    else:
+        found = [as_function(node) for node in nodes if isinstance(node, ast.Lambda)]
+    if not found or (fn.__name__ == "<lambda>" and len(found) > 1):
+        where = f"line {fn.__code__.co_firstlineno} of {fn.__code__.co_filename}"
+        raise UnsupportedSyntax(
+            f"{fn.__name__} ({where}): its source cannot be told from what stands around it: "
+            f"write the function with `def`"
+        )
+    return found[0]
+
+
+def as_function(node: ast.Lambda) -> ast.FunctionDef:
+    body = ast.copy_location(ast.Return(node.body), node.body)
+    made = ast.FunctionDef("lambda_", node.args, [body], [], None)
+    if hasattr(ast, "TypeVar"):  # Python 3.12 has type parameters
+        made.type_params = []
+    return ast.copy_location(made, node)
 
 
 class CudaName(str):

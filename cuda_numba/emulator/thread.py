@@ -86,7 +86,6 @@ class Thread:
             if pending.mask >> self.lane & 1:
                 raise exited(pending.threads[0], pending.op, 1 << self.lane)
         if block.waiting and len(block.waiting) == block.alive:
-            self.machine.barrier_without(block, self)
             block.open_barrier(None)
         if not block.alive:
             self.machine.scheduler.running.remove(block)

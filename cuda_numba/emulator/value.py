@@ -32,10 +32,11 @@ class Value:
     Attributes: type, a Numba type or None where it is not known; bounds, (lowest, highest) of an
     integer or boolean; constant, its value if it has always the same; definitions, the assignments
     that a variable's value may come from; items, the Values of a tuple's parts; origin, where a
-    float64 comes from.
+    float64 comes from; literal, the integer where Numba knows it too and types it as a literal:
+    written out, or the name of an int outside the kernel, but nothing that is computed of those.
     """
 
-    __slots__ = ("bounds", "constant", "definitions", "items", "origin", "type")
+    __slots__ = ("bounds", "constant", "definitions", "items", "literal", "origin", "type")
 
     def __init__(
         self,
@@ -45,11 +46,12 @@ class Value:
         definitions: frozenset = frozenset(),
         items: "tuple[Value, ...] | None" = None,
         origin: str = PLAIN,
+        literal: int | None = None,
     ):
         self.type = type
         self.bounds = intervals.of_type(type) if bounds is None else bounds
         self.constant, self.definitions = constant, definitions
-        self.items, self.origin = items, origin
+        self.items, self.origin, self.literal = items, origin, literal
 
     def __eq__(self, other: object) -> bool:
         return self is other or (
@@ -60,6 +62,7 @@ class Value:
             and self.definitions == other.definitions
             and self.items == other.items
             and self.origin == other.origin
+            and self.literal == other.literal
         )
 
     __hash__ = None  # type: ignore[assignment]
@@ -106,6 +109,7 @@ def join(a: Value, b: Value) -> Value:
         a.definitions | b.definitions,
         items,
         max(a.origin, b.origin),  # by the alphabet: written over promoted over plain
+        a.literal if a.literal == b.literal else None,
     )
 
 
@@ -128,7 +132,8 @@ def of_constant(constant: Any) -> Value:
         return Value(typeof(constant), (number, number), number)
     if isinstance(constant, int):
         kind = types.int64 if -(1 << 63) <= constant < 1 << 63 else types.uint64
-        return Value(kind, (constant, constant), constant)
+        literal = constant if type(constant) is int else None  # the members of an IntEnum are none
+        return Value(kind, (constant, constant), constant, literal=literal)
     if isinstance(constant, float) and not isinstance(constant, np.floating):
         return Value(types.float64, constant=np.float64(constant))
     if isinstance(constant, np.floating):
@@ -155,4 +160,12 @@ def of_type(kind: types.Type | None) -> Value:
     """A value of which only the type is known."""
     if isinstance(kind, types.BaseTuple):
         return Value(kind, items=tuple(map(of_type, kind)))
+    if isinstance(kind, types.IntegerLiteral):
+        n = kind.literal_value
+        return Value(types.unliteral(kind), (n, n), literal=n)
     return Value(kind)
+
+
+def argument(value: Value) -> types.Type | None:
+    """The type that a device function is called with: a literal stays one."""
+    return value.type if value.literal is None else types.literal(value.literal)

@@ -4,54 +4,38 @@ A map is 128 bytes in global memory (`CUtensorMap`). Kernels take its address as
 CUDA driver API, `cuTensorMapEncodeTiled`; PTX ISA, section "Tensors".
 """
 
-import functools
-import threading
 from typing import Any
 
 import numpy as np
 
 from ..dtypes import dtype_name, itemsize
 from ..emulator import tensor_map as emulated
+from .descriptor import DRIVER_TYPES, PROMOTIONS, SWIZZLES, descriptor, device_of
 
-SWIZZLES = (0, 32, 64, 128)
-PROMOTIONS = (0, 64, 128, 256)
 LARGEST_BOX = 256  # elements along each dimension
-DRIVER_TYPES = {
-    "uint8": "UINT8",
-    "int8": "UINT8",
-    "float8_e4m3fn": "UINT8",
-    "float8_e5m2": "UINT8",
-    "uint16": "UINT16",
-    "int16": "UINT16",
-    "float16": "FLOAT16",
-    "bfloat16": "BFLOAT16",
-    "uint32": "UINT32",
-    "int32": "INT32",
-    "float32": "FLOAT32",
-    "uint64": "UINT64",
-    "int64": "INT64",
-    "float64": "FLOAT64",
-}
+LARGEST_SIZE = 1 << 32  # elements along a dimension of the tensor
+SHARED_BYTES = 227 * 1024  # most shared memory of a block, on Hopper
 
 
 class TensorMap(int):
     """A tensor as TMA sees it. It is an integer, the address that kernels take as a uint64.
 
     Attributes: tensor, which it keeps alive, and element, the name of its dtype; box, in elements,
-    and nbytes of one box, as an mbarrier counts them; swizzle; is_cuda.
+    and nbytes of one box, as an mbarrier counts them; swizzle; is_cuda; device, the index of the
+    GPU, −1 for a map of host memory.
     """
 
-    def __new__(cls, address, tensor, box, swizzle, is_cuda, described=None):
+    def __new__(cls, address, tensor, box, swizzle, device=-1, described=None):
         made = super().__new__(cls, address)
         made.tensor, made.box, made.swizzle = tensor, box, swizzle
-        made.element, made.is_cuda = dtype_name(tensor), is_cuda
+        made.element, made.device, made.is_cuda = dtype_name(tensor), device, device >= 0
         made.nbytes = int(np.prod(box)) * itemsize(made.element)
         made.described = described  # what the emulator knows of it
         return made
 
     def get_device(self):
         """The index of the GPU, as tensors have it."""
-        return self.tensor.get_device() if hasattr(self.tensor, "get_device") else 0
+        return self.device
 
     def __repr__(self):
         return (
@@ -67,17 +51,19 @@ def tensor_map(tensor: Any, box: tuple, swizzle: int = 0, l2_promotion: int = 12
         array on a GPU. Its last dimension is contiguous, its start and its other strides are
         multiples of 16 bytes.
     box: elements along each dimension, in the order of `tensor.shape`, at most 256 each; the
-        innermost ones make a multiple of 16 bytes. The coordinates of copies come in the opposite
-        order, the innermost first.
+        innermost ones make a multiple of 16 bytes, and all of them fit into shared memory. The
+        coordinates of copies come in the opposite order, the innermost first; the innermost one
+        times the bytes of an element must be a multiple of 16 as well.
     swizzle: 0, or 32, 64 or 128, the bytes of a row of the box: how 16-byte pieces are exchanged in
         shared memory so that reading columns meets no bank twice. wgmma understands all of them.
     l2_promotion: 0, 64, 128 or 256, the bytes that L2 fetches around a miss.
 
-    On a GPU the map is encoded once for each address, shape and box, outside of graph captures, and
-    its 128 bytes are kept until the process ends: a map that took another's place would be read
-    wrongly from the cache of descriptors.
+    On a GPU, of compute capability 9.0 or newer, the map is encoded once for each address, shape
+    and box, outside of graph captures, and its 128 bytes are kept until the process ends: a map
+    that took another's place would be read wrongly from the cache of descriptors.
 
-    Raises ValueError or TypeError where the tensor or the box cannot be copied.
+    Raises ValueError or TypeError where the tensor or the box cannot be copied, DriverError where
+    the driver will not encode the map.
     """
     shape, strides, dtype, on_gpu = _described(tensor)
     box = tuple(int(n) for n in box)
@@ -85,12 +71,13 @@ def tensor_map(tensor: Any, box: tuple, swizzle: int = 0, l2_promotion: int = 12
     if on_gpu:
         start = _gpu_address(tensor)
         _check_start(start)
+        device = tensor.get_device() if hasattr(tensor, "get_device") else device_of(start)
         key = (start, shape, strides, dtype, box, swizzle, l2_promotion)
-        return TensorMap(_encoded(_device_of(tensor), key), tensor, box, swizzle, True)
+        return TensorMap(descriptor(device, *key), tensor, box, swizzle, device)
     array, storage = _host_array(tensor)
     _check_start(array.__array_interface__["data"][0] - storage[0])
     described = emulated.Described(array, storage, box, swizzle, dtype)
-    return TensorMap(described.address, tensor, box, swizzle, False, described)
+    return TensorMap(described.address, tensor, box, swizzle, described=described)
 
 
 def _described(tensor):
@@ -110,8 +97,11 @@ def _check(shape, strides, dtype, box, swizzle, l2_promotion):
         raise TypeError(f"tensor: dtype is {dtype}, maps take {', '.join(DRIVER_TYPES)}")
     if not 1 <= len(shape) <= 5:
         raise ValueError(f"tensor: it has {len(shape)} dimensions, maps take 1 to 5")
-    if min(shape) < 1:
-        raise ValueError(f"tensor: shape is {shape}, every dimension must be at least 1")
+    if not (1 <= min(shape) and max(shape) <= LARGEST_SIZE):
+        raise ValueError(
+            f"tensor: shape is {shape}, every dimension must be at least 1 and at most "
+            f"{LARGEST_SIZE}"
+        )
     size = itemsize(dtype)
     if strides[-1] != size:
         raise ValueError(
@@ -120,7 +110,9 @@ def _check(shape, strides, dtype, box, swizzle, l2_promotion):
         )
     for stride in strides[:-1]:
         if stride % 16 or not 0 < stride < 1 << 40:
-            raise ValueError(f"tensor: a stride is {stride} bytes, it must be a multiple of 16")
+            raise ValueError(
+                f"tensor: a stride is {stride} bytes, it must be a multiple of 16 below 2**40"
+            )
     if len(box) != len(shape):
         raise ValueError(f"box: it has {len(box)} numbers, the tensor {len(shape)} dimensions")
     for n in box:
@@ -135,6 +127,8 @@ def _check(shape, strides, dtype, box, swizzle, l2_promotion):
         raise ValueError(f"box: its rows are {inner} bytes, they must be a multiple of 16")
     if swizzle and inner != swizzle:
         raise ValueError(f"box: its rows are {inner} bytes, a swizzle of {swizzle} needs {swizzle}")
+    if (nbytes := int(np.prod(box)) * size) > SHARED_BYTES:
+        raise ValueError(f"box: it is {nbytes} bytes, a block has {SHARED_BYTES} of shared memory")
 
 
 def _check_start(address):
@@ -166,61 +160,3 @@ def _gpu_address(tensor):
     if hasattr(tensor, "data_ptr"):
         return tensor.data_ptr()
     return tensor.__cuda_array_interface__["data"][0]
-
-
-def _device_of(tensor):
-    return tensor.device.index if hasattr(tensor, "data_ptr") else -1  # −1: the current device
-
-
-_LOCK = threading.Lock()
-_SLOTS: dict[int, list[int]] = {}  # device → addresses of free places, 128 bytes each
-CHUNK = 64 * 1024
-
-
-@functools.cache
-def _encoded(device: int, key: tuple) -> int:
-    """The address of the encoded map, written once and never again."""
-    from cuda.bindings import driver
-
-    start, shape, strides, dtype, box, swizzle, l2_promotion = key
-    rank = len(shape)
-    sizes = [driver.cuuint64_t(n) for n in reversed(shape)]
-    steps = [driver.cuuint64_t(n) for n in reversed(strides[:-1])]
-    boxes = [driver.cuuint32_t(n) for n in reversed(box)]
-    ones = [driver.cuuint32_t(1)] * rank
-    error, encoded = driver.cuTensorMapEncodeTiled(
-        getattr(driver.CUtensorMapDataType, f"CU_TENSOR_MAP_DATA_TYPE_{DRIVER_TYPES[dtype]}"),
-        rank,
-        start,
-        sizes,
-        steps,
-        boxes,
-        ones,
-        driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
-        getattr(
-            driver.CUtensorMapSwizzle,
-            f"CU_TENSOR_MAP_SWIZZLE_{f'{swizzle}B' if swizzle else 'NONE'}",
-        ),
-        getattr(
-            driver.CUtensorMapL2promotion,
-            f"CU_TENSOR_MAP_L2_PROMOTION_{f'L2_{l2_promotion}B' if l2_promotion else 'NONE'}",
-        ),
-        driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-    )
-    _require(error, "cuTensorMapEncodeTiled", f"of shape {shape}, strides {strides}, box {box}")
-    words = np.array([int(word) for word in encoded.opaque], np.uint64)
-    with _LOCK:
-        free = _SLOTS.setdefault(device, [])
-        if not free:
-            error, chunk = driver.cuMemAlloc(CHUNK)
-            _require(error, "cuMemAlloc", "for tensor maps")
-            free.extend(range(int(chunk), int(chunk) + CHUNK, 128))
-        place = free.pop(0)
-    (error,) = driver.cuMemcpyHtoD(place, words.ctypes.data, words.nbytes)
-    _require(error, "cuMemcpyHtoD", "of a tensor map; encode maps before a graph capture")
-    return place
-
-
-def _require(error, call, what):
-    if int(error):
-        raise RuntimeError(f"{call} {what} failed: {error.name}")

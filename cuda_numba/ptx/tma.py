@@ -6,7 +6,10 @@
 `map` is the address of a tensor map (`tensor_map`), which knows the tensor, the box that one copy
 moves, and how it lies in shared memory; x, y, … are the coordinates of the box's first element, the
 innermost dimension first. Elements outside the tensor arrive as zeros and count towards the
-barrier's bytes; on a store they are left out. Shared addresses are multiples of 128.
+barrier's bytes; on a store they are left out. Shared addresses are multiples of 128, and x times
+the bytes of an element is a multiple of 16: a GPU ends the kernel with "illegal instruction" for a
+box that begins between two 16-byte pieces. A load may begin before the tensor (x = −4 in float32);
+a store may not.
 
 A load announces its bytes: `mbarrier_arrive_expect_tx(bar, nbytes)`. `_multicast` puts the same box
 at the same shared address of every block whose bit is set in `mask`, and brings the bytes to the
@@ -17,11 +20,13 @@ stores have written to shared memory needs `fence_proxy_async_shared` by the wri
 `bulk_…` copies move `nbytes` bytes, a multiple of 16, between addresses that are multiples of 16,
 without a map.
 
-Source: PTX ISA, sections "cp.async.bulk", "cp.async.bulk.tensor", "cp.reduce.async.bulk",
-"Tensor", "cp.async.bulk.commit_group", "cp.async.bulk.wait_group".
+Sources: PTX ISA, sections "cp.async.bulk", "cp.async.bulk.tensor", "cp.reduce.async.bulk",
+"Tensor" (a bounding box's address is a multiple of 16), "cp.async.bulk.commit_group",
+"cp.async.bulk.wait_group"; CUDA programming guide, section "Tensor Memory Accelerator" (where a box
+may begin).
 """
 
-from ..emulator import bulk_copy
+from ..emulator import bulk_copy, bulk_write
 from .instruction import instruction
 from .tensor_map import TensorMap, tensor_map
 
@@ -66,12 +71,13 @@ def _store(rank, add=False):
 
     @instruction(text, f"void(u64, {', '.join(['s32'] * rank)}, u32)", name=name, cc=HOPPER)
     def meaning(t, map, *rest):
-        bulk_copy.store_box(t, name, map, rest[:rank], rest[rank], add)
+        bulk_write.store_box(t, name, map, rest[:rank], rest[rank], add)
 
     meaning.__doc__ = (
         f"{'Add a box in shared memory to' if add else 'Store a box from shared memory into'} a "
         f"{rank}-dimensional tensor{', atomically for each element' if add else ''}: arguments "
         f"(tensor map, {rank} coordinates, shared address)."
+        f"{' Formats: ' + ', '.join(bulk_write.ADDABLE) + '.' if add else ''}"
     )
     return meaning
 
@@ -125,7 +131,7 @@ def bulk_send(t, target, shared, nbytes, bar):
 )
 def bulk_store(t, target, shared, nbytes):
     """Copy `nbytes` from shared memory to global address `target`."""
-    bulk_copy.store_run(t, "bulk_store", target, shared, nbytes)
+    bulk_write.store_run(t, "bulk_store", target, shared, nbytes)
 
 
 def _bulk_add(kind, dtype):
@@ -135,7 +141,7 @@ def _bulk_add(kind, dtype):
 
     @instruction(text, "void(u64, u32, u32)", name=name, cc=HOPPER)
     def meaning(t, target, shared, nbytes):
-        bulk_copy.store_run(t, name, target, shared, nbytes, add=dtype)
+        bulk_write.store_run(t, name, target, shared, nbytes, add=dtype)
 
     meaning.__doc__ = (
         f"Add `nbytes` of {dtype} in shared memory to those at global address `target`, "
@@ -156,19 +162,19 @@ def bulk_prefetch(t, source, nbytes):
 @instruction("cp.async.bulk.commit_group;", "void()", cc=HOPPER)
 def bulk_commit(t):
     """Close the bulk stores that this thread has started since its last commit into a group."""
-    bulk_copy.commit(t)
+    bulk_write.commit(t)
 
 
 @instruction("cp.async.bulk.wait_group $0;", "void(literal)", cc=HOPPER)
 def bulk_wait(t, n):
     """Wait until at most the newest `n` groups of this thread have writes to do; n a constant."""
-    bulk_copy.wait(t, n)
+    bulk_write.wait(t, n)
 
 
 @instruction("cp.async.bulk.wait_group.read $0;", "void(literal)", cc=HOPPER)
 def bulk_wait_read(t, n):
     """Wait until at most the newest `n` groups of this thread have shared memory still to read."""
-    bulk_copy.wait(t, n, read=True)
+    bulk_write.wait(t, n, read=True)
 
 
 def _family():

@@ -20,7 +20,7 @@ class FakeDriver:
     """
 
     def __init__(self, layout):
-        self.sizes = [size for code in layout for size in words_of(code)]
+        self.sizes = [size for part in layout for size in words_of(part)]
         self.launches, self.results, self.calls = [], [], []
         self.cuLaunchKernel = LAUNCH(self._launch)
         self.cuLaunchKernelEx = LAUNCH_EX(self._launch_ex)

@@ -28,9 +28,9 @@ def small_teams(monkeypatch):
     monkeypatch.setattr(norm, "staged_plan", lambda n, width, wdtype: row_plan(n, width, 8))
     for module in (norm, norm_passes):
         monkeypatch.setattr(module, "THREADS", 64)
-    for module in (norm, norm_weights):
-        monkeypatch.setattr(module, "PARTIAL_WARPS", 2)
+    monkeypatch.setattr(norm_weights, "PARTIAL_WARPS", 2)
     monkeypatch.setattr(norm_weights, "SUM_WARPS", 2)
+    monkeypatch.setattr(norm_weights, "LOADS", 2)
     forget_kernels()
 
 

@@ -1,5 +1,7 @@
 """GELU and SwiGLU against float64, forward and backward, on the emulator and on a GPU."""
 
+import contextlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,11 +14,13 @@ from cuda_numba.activation import (
     gelu_backward,
     gelu_forward,
     gelu_reference,
+    row_step,
     swiglu,
     swiglu_backward,
     swiglu_forward,
     swiglu_reference,
 )
+from cuda_numba.jit import Kernel
 
 FORMS = ["none", "tanh"]
 BLOCKS = [(5003,)]  # more than one block of the vectorised kernel, with a rest
@@ -138,6 +142,14 @@ class TestAutograd:
         check("dgate", gate.grad, dgate, scale=2 * dy.abs().max())
         check("dup", up.grad, dup)
 
+    def test_once_differentiable(self):
+        x, up = (torch.randn(3, 33, requires_grad=True) for _ in range(2))
+        gate_up = torch.randn(3, 66, requires_grad=True)
+        for y, leaf in ((gelu(x), x), (swiglu(x, up), x), (swiglu(gate_up), gate_up)):
+            (dx,) = torch.autograd.grad((y * y).sum(), leaf, create_graph=True)
+            with pytest.raises(RuntimeError, match="once_differentiable"):
+                dx.sum().backward()
+
     def test_not_contiguous(self):
         x = torch.randn(33, 7).t().requires_grad_()
         up = torch.randn(7, 66)[:, ::2].requires_grad_()
@@ -216,9 +228,121 @@ class TestSwiGLU:
         assert torch.equal(swiglu(gate, 2 * up), 2 * swiglu(gate, up))
 
 
+def halves_of(x):
+    return swiglu_reference(*x.chunk(2, dim=-1))
+
+
+@contextlib.contextmanager
+def traffic():
+    """[bytes read, bytes written, launches] of all kernels inside; copies by torch do not count."""
+    total, launch = [0, 0, 0], Kernel.launch
+
+    def report(self, grid, block, *args, **_):
+        found = self.report(grid, block, *args)
+        assert found.findings == [] and found.efficiency == 1
+        total[0] += found.reads
+        total[1] += found.writes
+        total[2] += 1
+
+    Kernel.launch = report
+    try:
+        yield total
+    finally:
+        Kernel.launch = launch
+
+
+class TestHalves:
+    """Gate and up in one tensor, as one product with both matrices leaves them."""
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("shape", [(6,), (1, 2), (3, 14), (2, 3, 48), (5, 2 * 2056)], ids=str)
+    def test_against_float64(self, shape, dtype, device="cpu"):
+        x = numbers(shape, dtype, device).requires_grad_()
+        dy = numbers((*shape[:-1], shape[-1] // 2), dtype, device)
+        y = swiglu(x)
+        y.backward(dy)
+        check("y", y, halves_of(x.detach().double()), dtype)
+        (dx,) = gradients(halves_of, dy, x.detach())
+        assert x.grad.is_contiguous()
+        check("dx", x.grad, dx, dtype, scale=4 * dy.double().abs().max())
+
+    @pytest.mark.gpu
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("shape", [(33, 14), (3, 781, 1040), (131, 2 * 2816)], ids=str)
+    def test_on_gpu(self, shape, dtype):
+        self.test_against_float64(shape, dtype, "cuda")
+
+    @pytest.mark.parametrize("columns", [7, 48])
+    def test_two_views_are_read_where_they_lie(self, columns, monkeypatch):
+        """Of one tensor or of two, and contiguous beside not: nothing is copied."""
+        both, other = torch.randn(2, 4, 3 * columns), torch.randn(8, columns)
+        gate, up = both[..., :columns], both[..., columns : 2 * columns]
+        dy = torch.randn(2, 4, 2 * columns)[..., columns:]
+        monkeypatch.setattr(torch.Tensor, "contiguous", lambda _: pytest.fail("a copy"))
+        for second in (up, other.view(2, 4, columns)):
+            a, b = (t.clone(memory_format=torch.contiguous_format) for t in (gate, second))
+            assert torch.equal(swiglu(gate, second), swiglu_forward(a, b))
+            leaves = [t.detach().requires_grad_() for t in (gate, second)]
+            got = torch.autograd.grad(swiglu(*leaves), leaves, dy)
+            expected = swiglu_backward(dy.clone(memory_format=torch.contiguous_format), a, b)
+            assert all(map(torch.equal, got, expected))
+
+    def test_one_row_for_all(self):
+        """Rows 0 elements apart."""
+        gate, up = torch.randn(1, 16).expand(3, 16), torch.randn(3, 16)
+        assert torch.equal(swiglu(gate, up), swiglu(gate.contiguous(), up))
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_traffic(self, dtype):
+        """Forward both halves and y; backward both, dy and both gradients: nothing twice."""
+        x = numbers((4, 64), dtype).requires_grad_()
+        half = x.nbytes // 2
+        with traffic() as forward:
+            y = swiglu(x)
+        with traffic() as backward:
+            y.backward(torch.ones_like(y))
+        assert forward == [2 * half, half, 1]
+        assert backward == [3 * half, 2 * half, 1]
+
+    def test_writes_nothing_outside(self):
+        """Nor between: the third part of every row stays as it is."""
+        for columns in (7, 48):
+            x, dy = torch.randn(3, 2 * columns), torch.randn(3, columns)
+            whole, intact = guarded((3, 3 * columns), torch.float32)
+            out = whole[:, :columns], whole[:, columns : 2 * columns]
+            swiglu_backward(dy, *x.chunk(2, dim=-1), out=out)
+            assert intact() and whole[:, 2 * columns :].isnan().all()
+            assert not any(part.isnan().any() for part in out)
+
+    def test_wrong_arguments(self):
+        with pytest.raises(ValueError, match=r"^gate: its shape is \(2, 7\), without up the last "):
+            swiglu(torch.zeros(2, 7))
+        with pytest.raises(ValueError, match=r"^gate: its shape is \(\), without up"):
+            swiglu(torch.tensor(1.0))
+        with pytest.raises(TypeError, match="^gate: its dtype is float64, swiglu takes float32, "):
+            swiglu(torch.zeros(2, 6).double())
+
+
+@pytest.mark.parametrize(
+    ("x", "step"),
+    [
+        (torch.zeros(3, 8), 8),
+        (torch.zeros(3, 8)[:, 4:], 8),
+        (torch.zeros(2, 3, 8)[..., :4], 8),
+        (torch.zeros(2, 3, 8)[:, :2], None),  # further apart from the second to the third row
+        (torch.zeros(3, 8)[:, ::2], None),
+        (torch.zeros(8, 3).t(), None),
+        (torch.zeros(()), 1),
+    ],
+)
+def test_row_step(x, step):
+    assert row_step(x) == step
+
+
 @pytest.mark.parametrize("shape", [(0,), (0, 5), (5, 0)])
 def test_empty(shape):
     x = torch.zeros(shape)
+    assert swiglu(torch.zeros(*shape[:-1], 0)).shape == (*shape[:-1], 0)
     assert gelu(x).shape == swiglu(x, x).shape == gelu_backward(x, x).shape == shape
     assert [g.shape for g in swiglu_backward(x, x, x)] == [shape, shape]
 
@@ -234,6 +358,7 @@ def test_writes_nothing_outside(monkeypatch, n, offset):
     outs = [guarded((n,), torch.float16, guard=64 + offset) for _ in range(6)]
     left = iter(outs)
     monkeypatch.setattr(torch, "empty_like", lambda _: next(left)[0])
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: next(left)[0])
     dy, x, up = (torch.randn(n + offset).half()[offset:] for _ in range(3))
     check("y", gelu_forward(x), gelu_reference(x.double()))
     check("y", swiglu_forward(x, up), swiglu_reference(x.double(), up.double()))

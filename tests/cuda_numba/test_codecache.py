@@ -1,6 +1,8 @@
 """What a kernel's code depends on, and the code kept on disk under that key."""
 
+import shutil
 import sys
+import types as python_types
 
 import numpy as np
 import pytest
@@ -136,6 +138,69 @@ def test_a_device_function_is_part_of_the_key(compiler_here, monkeypatch):
     for k, expected in ((2, 1), (2, 1), (3, 2)):
         compile_kernel(make_scale(helper=helper(k)), POINTERS, "sm_80")
         assert len(calls) == expected
+
+
+KERNEL = """
+from cuda_numba import cuda, jit
+import own_helpers
+from own_helpers import shift
+
+def make(k):
+    @jit(pointers=True)
+    def scale(x: "float32", y: "float32", n: "int32"):
+        i = cuda.grid(1)
+        if i < n:
+            y[i] = shift(x[i]) * own_helpers.FACTOR * k
+    return scale
+
+kernel = make(3)
+"""
+ARRAYS = ("sm_80", ("float32[:]", "float32[:]", None))
+HELPERS = """
+from cuda_numba import jit
+FACTOR = 5
+@jit(device=True)
+def plus(v):
+    return v + 7
+@jit(device=True)
+def shift(v):
+    return plus(v) - 1
+"""
+
+
+def modules_made(kernel, helpers, monkeypatch):
+    """The kernel of two modules' sources, as a process finds them."""
+    for name, text in (("own_helpers", helpers), ("own_kernel", kernel)):
+        module = python_types.ModuleType(name)
+        monkeypatch.setitem(sys.modules, name, module)
+        exec(compile(text, f"{name}.py", "exec"), vars(module))
+    return module.kernel
+
+
+@pytest.mark.parametrize(
+    ("change", "by"),
+    [
+        ("make(3)", "make(4)"),  # a constant in a closure
+        ("FACTOR = 5", "FACTOR = 6"),  # of another module
+        ("v + 7", "v + 8"),  # a function that a device function of another module calls
+        ("plus(v) - 1", "plus(v) * 1"),  # the device function
+        ('n: "int32"', 'n: "int64"'),  # an annotation
+        ("i < n", "i <= n"),
+        ("pointers=True", "pointers=True, fastmath=True"),
+        ("import own_helpers\n", "# a comment\nimport own_helpers\n"),  # changes nothing
+    ],
+)
+def test_the_cache_is_not_fooled(change, by, compiler_here, own_cache, monkeypatch):
+    calls = count_compilations(monkeypatch)
+    modules_made(KERNEL, HELPERS, monkeypatch).ptx(*ARRAYS)
+    modules_made(KERNEL, HELPERS, monkeypatch).ptx(*ARRAYS)
+    assert len(calls) == 1  # unchanged sources find the code
+    changed = [text.replace(change, by) for text in (KERNEL, HELPERS)]
+    assert changed != [KERNEL, HELPERS]
+    found = modules_made(*changed, monkeypatch).code(*ARRAYS)
+    assert len(calls) == (1 if by.startswith("#") else 2)
+    shutil.rmtree(own_cache)
+    assert modules_made(*changed, monkeypatch).code(*ARRAYS).cubin.code == found.cubin.code
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "foreign"])

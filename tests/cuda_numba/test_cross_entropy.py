@@ -1,27 +1,29 @@
 """Cross-entropy against float64: loss, gradient, in place and not, on the emulator and on a GPU."""
 
-import importlib
 import math
 
 import pytest
 import torch
 from tolerance import DTYPES, GPU_SHAPES, SHAPES, check, guarded, poisoned
 
+from cuda_numba import cross_entropy_launch as launching
+from cuda_numba import cross_entropy_rungs
 from cuda_numba.cross_entropy import (
     RUNGS,
     cross_entropy,
     cross_entropy_,
-    cross_entropy_backward,
     cross_entropy_backward_reference,
+    cross_entropy_reference,
+)
+from cuda_numba.cross_entropy_launch import (
+    cross_entropy_backward,
     cross_entropy_forward,
     cross_entropy_forward_backward,
-    cross_entropy_reference,
     plan_of,
     scale_gradient_,
 )
 from cuda_numba.jit import launches
 
-module = importlib.import_module("cuda_numba.cross_entropy")  # the package's name is the function
 # (rows, columns): more rows than blocks; several pieces a thread, aligned rows and others.
 LONGER = [(9, 264), (3, 1160), (2, 1157)]
 IGNORED = -100
@@ -37,10 +39,10 @@ def poison():
 @pytest.fixture
 def streamed(monkeypatch):
     """No shared memory: every row is read twice."""
-    monkeypatch.setattr(module, "EMULATED", (2, 0, 0))
-    module._machine.cache_clear()
+    monkeypatch.setattr(launching, "EMULATED", (2, 0, 0))
+    launching._machine.cache_clear()
     yield
-    module._machine.cache_clear()
+    launching._machine.cache_clear()
 
 
 def inputs(shape, dtype, device="cpu"):
@@ -100,7 +102,7 @@ def test_streamed_rows(streamed, columns, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_counting_in_the_same_launch(monkeypatch, dtype):
     """As for long rows: every block counts the targets."""
-    monkeypatch.setattr(module, "COUNTED_BELOW", 0)
+    monkeypatch.setattr(launching, "COUNTED_BELOW", 0)
     x, targets = inputs((7, 136), dtype)
     with launches() as log:
         check_fused(x, targets)
@@ -122,7 +124,7 @@ class TestOnGPU:
         x, targets = inputs((600, columns), dtype, "cuda")
         with launches() as log:
             check_fused(x, targets)
-        assert len(log) == 1 + (columns * x.itemsize < module.COUNTED_BELOW)
+        assert len(log) == 1 + (columns * x.itemsize < launching.COUNTED_BELOW)
         check_apart(x, targets)
 
     def test_deterministic(self, dtype):
@@ -164,10 +166,12 @@ def test_plain_numba():
 
     x, targets = inputs((33, 781), torch.float32, "cuda")
     losses, out = torch.empty(33, device="cuda"), torch.empty_like(x)
-    kernel = cuda.jit(module.cross_entropy_online.function)
+    kernel = cuda.jit(cross_entropy_rungs.cross_entropy_online.function)
     torch.cuda.synchronize()  # numba launches on a stream of its own
     scale = 1 / int((targets != IGNORED).sum())
-    kernel[33, module.THREADS](x, targets, losses, out, IGNORED, torch.tensor(scale).item())
+    kernel[33, cross_entropy_rungs.THREADS](
+        x, targets, losses, out, IGNORED, torch.tensor(scale).item()
+    )
     cuda.synchronize()
     torch.testing.assert_close(out, RUNGS["online"](x, targets)[1])
 
@@ -207,6 +211,15 @@ class TestAutograd:
         loss.backward(retain_graph=True)
         with pytest.raises(RuntimeError, match="^cross_entropy_: its backward pass ran before"):
             loss.backward()
+
+    @pytest.mark.parametrize("operation", [cross_entropy, cross_entropy_])
+    def test_only_once_differentiable(self, operation):
+        """The gradient of a gradient is refused, not silently left out."""
+        x = torch.randn(5, 33, requires_grad=True)
+        loss = operation(x * 1, torch.zeros(5, dtype=torch.int64))
+        (dx,) = torch.autograd.grad(loss.square(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            dx.sum().backward()
 
     def test_not_contiguous(self):
         x = torch.randn(33, 5).t().requires_grad_()

@@ -4,8 +4,8 @@ import pytest
 import torch
 from compiled import ARCHITECTURES, WIDE_LOAD, WIDE_STORE, assert_gates, needs_compiler
 
-from cuda_numba.cross_entropy import THREADS, cross_entropy_naive, cross_entropy_online
 from cuda_numba.cross_entropy_fused import fused_kernel
+from cuda_numba.cross_entropy_rungs import THREADS, cross_entropy_naive, cross_entropy_online
 from cuda_numba.cross_entropy_stream import (
     backward_kernel,
     count_targets,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tolerance import DTYPES, check, guarded, poison_, poisoned
 
-from cuda_numba import embedding_gradient, embedding_plan
+from cuda_numba import embedding_gradient, embedding_places, embedding_plan
 from cuda_numba.embedding import (
     RUNGS,
     embedding,
@@ -130,7 +130,7 @@ class TestManyTokens:
         assert (dw[2] == 0).all()
 
     def test_tiles(self):
-        n = 2 * embedding_plan.THREADS + 77
+        n = 2 * embedding_places.THREADS + 77
         ids = zipf(n, 40)
         check_backward(numbers((n, 4), torch.float32), ids, 40)
 
@@ -165,6 +165,13 @@ class TestAutograd:
         y.backward(dy)
         assert torch.equal(y, w[ids])
         check("dw", w.grad, embedding_backward_reference(dy.double(), ids, 9), scale=80)
+
+    def test_only_once_differentiable(self):
+        """The gradient of a gradient is refused, not silently left out."""
+        w = torch.randn(9, 8, requires_grad=True)
+        (dw,) = torch.autograd.grad(embedding(zipf(20, 9), w).square().sum(), w, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            dw.sum().backward()
 
     def test_gradient_of_a_sum(self):
         ids, w = zipf(20, 9), torch.randn(9, 8, requires_grad=True)

@@ -8,9 +8,13 @@ from cuda_numba import embedding_plan
 from cuda_numba.dtypes import itemsize, vector_width
 from cuda_numba.embedding import ITEMS, embedding_kernel
 from cuda_numba.embedding import THREADS as FORWARD_THREADS
-from cuda_numba.embedding_gradient import PIECE, WARPS, gather_kernel
-from cuda_numba.embedding_gradient import THREADS as GATHER_THREADS
-from cuda_numba.embedding_plan import CLEARED, THREADS, order_kernel, plan, split_kernel
+from cuda_numba.embedding_gather import THREADS as GATHER_THREADS
+from cuda_numba.embedding_gather import WARPS, gather_kernel
+from cuda_numba.embedding_gradient import PIECE
+from cuda_numba.embedding_order import order_kernel
+from cuda_numba.embedding_places import CLEARED, THREADS
+from cuda_numba.embedding_plan import CLEAR_TOKENS, plan
+from cuda_numba.embedding_split import split_kernel
 
 FORMATS = ["float32", "float16", "bfloat16"]
 # All formats on the H100, one on each of the others.
@@ -82,10 +86,12 @@ class TestTraffic:
 @pytest.mark.parametrize(
     ("n", "V", "groups", "most"), [(100, 40, 1, {}), (1200, 40, 8, {"most_tiles": 2}),
                                    (300, 1100, 2, {}), (1200, 5, 8, {}),
-                                   (600, 30, 2, {"most_groups": 2})]
+                                   (600, 30, 2, {"most_groups": 2}),
+                                   (2500, 3, 1, {"most_groups": 1})]
 )  # fmt: skip
 def test_plan_is_a_stable_sort(n, V, groups, most):
-    """By group, then by id, then by token: one tile or several, long ones, several windows."""
+    """By group, then by id, then by token: one tile or several, long ones, several windows, a group
+    of which every lane has more than AHEAD entries."""
     ids = torch.randint(0, V, (n,))
     ids[:3] = torch.tensor([V, -1, 2**33])
     found = plan(ids, torch.empty(V, 4), 4, PIECE, 1, **most)
@@ -119,6 +125,13 @@ def test_rows_cleared_ahead(monkeypatch, bytes_):
     assert (dw[kept:] == 0).all() and dw[:kept].isnan().all()
 
 
+def test_nothing_is_cleared_ahead_for_many_tokens():
+    """Where most rows have tokens they would be written twice."""
+    dw = torch.full((40, 4), float("nan"))
+    kept = plan(torch.arange(CLEAR_TOKENS * 40) % 40, dw, 4, PIECE, 1).kept
+    assert kept == 40 and dw.isnan().all()
+
+
 def integers(*shape):
     return torch.full(shape, -1, dtype=torch.int32)
 
@@ -134,19 +147,19 @@ class TestMachineCode:
 
     @pytest.mark.parametrize(("cc", "dtype"), TARGETS, ids=str)
     def test_split(self, cc, dtype):
-        kernel = split_kernel(dtype, vector_width(dtype), 128)
+        kernel = split_kernel(dtype, vector_width(dtype), 128, cc >= (9, 0))
         expect = (WIDE_STORE, "STG.E.64", "MATCH.ANY", "ATOMS")
         assert_gates(kernel, cc, split_types(dtype), expect)
 
     @pytest.mark.parametrize(("cc", "dtype"), TARGETS, ids=str)
     def test_order(self, cc, dtype):
-        kernel = order_kernel(dtype, vector_width(dtype), 128, PIECE, 1)
+        kernel = order_kernel(dtype, vector_width(dtype), 128, PIECE, 1, cc >= (9, 0))
         expect = (WIDE_STORE, "LDG.E.64", "STG.E.64", "MATCH.ANY", "ATOMS")
         assert_gates(kernel, cc, order_types(dtype), expect)
 
     @pytest.mark.parametrize(("cc", "dtype"), TARGETS, ids=str)
     def test_gather(self, cc, dtype):
-        kernel = gather_kernel(dtype, 4096, vector_width(dtype), 4, PIECE, 4, 128)
+        kernel = gather_kernel(dtype, 4096, vector_width(dtype), 4, PIECE, 4, 128, cc >= (9, 0))
         assert_gates(kernel, cc, gather_types(dtype), (WIDE_LOAD, WIDE_STORE, "ATOMG"))
 
     def test_unaligned(self):

@@ -86,6 +86,7 @@ def test_the_operations_without_numba_cuda(tmp_path):
 
 def test_the_tests_of_the_emulator_without_numba_cuda(tmp_path):
     names = ["test_emulator", "test_emulator_examples", "test_report", "test_ptx_atomic"]
+    names += ["test_emulator_algorithms", "test_emulator_refusals"]
     files = [str(TESTS / f"{name}.py") for name in names]
     options = ["-q", "-p", "no:cacheprovider", *files]
     code = f"import pytest\nraise SystemExit(pytest.main({options}))"

@@ -12,6 +12,7 @@ from numba.core import types
 from cuda_numba import assembler, compiler, toolchain
 from cuda_numba.inspect import (
     AssemblerError,
+    CompilerWarning,
     Cubin,
     MissingTool,
     Options,
@@ -26,6 +27,7 @@ from cuda_numba.inspect import (
     sass,
 )
 from cuda_numba.namespace import cuda, float32
+from cuda_numba.ptx.instruction import instruction
 
 F32 = types.float32
 POINTERS = (types.CPointer(F32), types.CPointer(F32), types.int32)
@@ -310,6 +312,22 @@ def test_advice_of_the_kind_c75xx_is_an_error(compiler_here):
     assert len(loose.advice) == 1
     bound = assemble(LOOSE.replace("{ setm", ".maxntid 128, 1, 1 .minnctapersm 1 { setm"), "sm_90")
     assert bound.advice == []
+
+
+def test_a_warning_of_the_compiler_is_an_error(compiler_here, own_cache):
+    """Of an operand that is no constant LLVM only warns, and drops the instruction."""
+    wait = instruction("cp.async.wait_group $0;", "void(literal)", name="wait")(lambda t, n: None)
+
+    def loose(x, y, n):
+        wait(n)
+        y[n] = x[n]
+
+    for _ in range(2):  # nothing of it is kept
+        with pytest.raises(
+            CompilerWarning, match="loose: libNVVM warns: .*invalid operand for inl"
+        ):
+            compile_kernel(loose, POINTERS, "sm_80")
+    assert not own_cache.exists()
 
 
 def test_what_the_assembler_refuses_is_told_in_its_words(compiler_here):

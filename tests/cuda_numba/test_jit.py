@@ -1,5 +1,6 @@
 """The kernel object: both machines, its checks, its compiler, and the record of launches."""
 
+import importlib
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from cuda_numba import jit, launches
 from cuda_numba.inspect import has_compiler
 from cuda_numba.namespace import cuda, float32
 
+jit_module = importlib.import_module("cuda_numba.jit")
 needs_compiler = pytest.mark.skipif(not has_compiler(), reason="needs numba-cuda's compiler")
 
 
@@ -77,6 +79,99 @@ def test_nested_records_both_hear():
     assert (len(outer), len(inner)) == (2, 1)
 
 
+def test_a_record_holds_the_emulators_report():
+    x = torch.randn(10)
+    with launches() as plain, launches(report=True) as log:
+        run_scaled(x)
+        add[1, 32](x, x, torch.empty(10))
+    assert [launch.report.kernel for launch in log] == ["scaled", "add"]
+    assert (log[1].report.reads, log[1].report.writes, log[1].report.races) == (80, 40, [])
+    assert plain[0].report is log[0].report
+    with launches() as log:
+        run_scaled(x)
+    assert log[0].report is None
+
+
+class OnGpu:
+    """What a launch takes for an array on a GPU."""
+
+    is_cuda, dtype, shape = True, torch.float32, (4,)
+
+
+def test_reports_of_a_gpu_are_refused():
+    with launches(report=True) as log:
+        with pytest.raises(
+            RuntimeError, match=r"add: launches\(report=True\) takes its reports fr"
+        ):
+            add[1, 32](OnGpu(), OnGpu(), OnGpu())
+    assert log == []
+
+
+class Loaded:
+    """What a GPU would have loaded: launchers that count, and fail over for what is no number."""
+
+    def __init__(self, name):
+        self.name, self.bound, self.launched, self.signature = name, [], [], (name,)
+
+    def bind(self, grid, block, stream, smem, otherwise, current, logs):
+        self.bound.append((grid, block, stream, smem))
+
+        def launcher(*args):
+            if current[0] is self and not logs and args[0] is self.name:
+                return self.launched.append(args)
+            return otherwise(*args)
+
+        return launcher
+
+
+def test_a_launcher_is_kept_for_each_configuration(monkeypatch):
+    @jit
+    def busy(x):
+        pass
+
+    one, two = Loaded("one"), Loaded("two")
+    looked_at = []
+
+    def look(grid, block, args, **options):
+        looked_at.append(args)
+        busy.known[:] = [one if args[0] == "one" else two]
+        return busy.known[0].signature
+
+    monkeypatch.setattr(busy, "launch_on_gpu", look)
+    monkeypatch.setattr(jit_module, "is_cuda", lambda value: value in ("one", "two"))
+    held = busy[2, 32]
+    held("one")
+    held("one")
+    assert busy[2, 32] is busy[2, 32] and one.bound == [(2, 32, 0, 0)]
+    busy[2, 32]("one")
+    assert (len(looked_at), len(one.launched)) == (1, 2)
+    quick = busy[(2, 1), (8, 4), 0, 64]
+    assert quick is busy[(2, 1), (8, 4), 0, 64] and one.bound[-1] == ((2, 1), (8, 4), 0, 64)
+    quick("two")  # another signature
+    assert looked_at[-1] == ("two",) and busy.signature() == ("two",)
+    quick("one")  # a launcher that was kept does not launch what is no longer the last
+    assert looked_at[-1] == ("one",) and busy.signature() == ("one",)
+    with launches() as log:
+        busy[2, 32]("one")
+    assert [launch.signature for launch in log] == [("one",)] and len(one.launched) == 2
+
+
+def test_what_may_change_is_no_key(monkeypatch):
+    @jit
+    def busy(x):
+        pass
+
+    busy.known.append(loaded := Loaded("one"))
+    blocks = torch.tensor(3)
+    for configuration in ((blocks, 32), ([2], 32), (2, 32, object())):
+        assert busy[configuration] is not busy[configuration]
+    assert len(loaded.bound) == 6 and busy._ready == {}
+    monkeypatch.setattr(jit_module, "CONFIGURATIONS", 3)
+    for blocks in range(1, 9):
+        busy[blocks, 32]
+    assert list(busy._ready) == [(7, 32), (8, 32)]
+
+
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
@@ -87,6 +182,11 @@ def test_nested_records_both_hear():
         ({"n": 2**31}, ValueError, "scaled: n is 2147483648, which does not fit int32"),
         ({"n": 1.5}, TypeError, "scaled: n is 1.5, expected an integer"),
         ({"out": torch.zeros(8, dtype=torch.complex64)}, TypeError, "scaled: out is complex64"),
+        (
+            {"factor": (1, torch.zeros(2))},
+            TypeError,
+            "scaled: factor is a tuple whose part 1 is Ten",
+        ),
     ],
 )
 def test_a_wrong_argument_is_named(change, error, words):

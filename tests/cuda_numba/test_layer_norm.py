@@ -243,6 +243,14 @@ class TestAutograd:
             else:
                 check(name, got.grad, expected.grad, scale=10)
 
+    def test_once_differentiable(self):
+        """The gradient is no function that autograd could differentiate: it says so."""
+        x, w, b = (t.requires_grad_() for t in inputs((3, 33), torch.float32))
+        for y in (layer_norm(x, w, b), layer_norm_residual(x, x, w, b)[0]):
+            (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+            with pytest.raises(RuntimeError, match="marked with @once_differentiable"):
+                dx.sum().backward()
+
     def test_not_contiguous(self):
         x = torch.randn(33, 7).t().requires_grad_()
         w, b = torch.randn(66)[::2], torch.randn(66)[::2]

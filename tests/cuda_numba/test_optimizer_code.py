@@ -12,7 +12,7 @@ from cuda_numba.optimizer import (
     lion_prepare,
     lion_rule,
 )
-from cuda_numba.optimizer_kernel import THREADS, Form, update_kernel
+from cuda_numba.optimizer_kernel import TUNED, Form, update_kernel
 from cuda_numba.optimizer_table import addresses_of, groups_of, layout_of
 
 NUMBERS = (False, False, False)
@@ -28,12 +28,13 @@ def kernel_of(rule, formats=("float32", "float32", "float32"), copy=None, on_dev
 def report_of(rule, columns, **options):
     """The report of one step over [params, grads, …], lr 0.01 and step 3."""
     names = ("params", "grads", "ms", "vs")[: len(columns)]
-    [group] = groups_of(dict(zip(names, columns, strict=True)), 0.1)
+    columns = dict(zip(names, columns, strict=True))
+    [group] = groups_of(columns, 0.1)
     kernel = kernel_of(rule, group.formats[:3])
-    layout = layout_of(group)
+    layout = layout_of(group, TUNED.chunk)
     betas = (0.9, 0.1, 0.99, 0.01, -0.105, -0.01005)
-    args = (addresses_of(group), *layout, 0.01, 3.0, 1.0, *betas, 1e-8)
-    report = kernel.report(len(layout.chunks), THREADS, *args, **options)
+    args = (addresses_of(group, columns), *layout, 0.01, 3.0, 1.0, *betas, 1e-8)
+    report = kernel.report(len(layout.chunks), TUNED.threads, *args, **options)
     assert report.findings == []
     return report, len(layout.chunks)
 
@@ -51,7 +52,7 @@ class TestTraffic:
         size = 4 * sum(sizes)
         assert report.of("global", "store").moved == written * size
         tables = report.of("global", "load").moved - read * size
-        assert 0 < tables <= blocks * (THREADS // 32) * 32 * 9  # loads of one sector
+        assert 0 < tables <= blocks * (TUNED.threads // 32) * 32 * 9  # loads of one sector
         assert report.of("global", "store").accesses == written * size / 16
 
     def test_half_precision(self):

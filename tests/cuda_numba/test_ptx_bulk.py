@@ -69,6 +69,18 @@ def test_runs_without_findings(seed):
     np.testing.assert_array_equal(y, x + 1)
 
 
+@devices
+def test_sums_of_float32_flush_subnormals(device):
+    """Operands and sums below 2**-126 count as zeros; float16's do not."""
+    tiny = float(np.finfo(np.float32).tiny)
+    x = torch.tensor([tiny / 2, tiny * 1.5, -tiny, 1.0]).repeat(16)
+    y = torch.tensor([tiny, -tiny, tiny / 2, tiny / 2]).repeat(16)
+    right = torch.tensor([tiny, 0.0, -tiny, 1.0]).repeat(16)
+    x, y = x.to(device), y.to(device)
+    run_kernel("bulk_reduce_add_f32")[1, 32](x, y)
+    assert torch.equal(y.cpu(), right)
+
+
 # ---- clusters
 
 

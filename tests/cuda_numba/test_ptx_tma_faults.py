@@ -1,14 +1,19 @@
-"""Bulk copies used wrongly, and tensors that have no map."""
+"""Bulk copies used wrongly."""
 
 import functools
+import os
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from ptx_tiles import findings, line_of
+from ptx_tiles import devices, findings, line_of
 
 from cuda_numba import jit, ptx
 from cuda_numba.emulator import Deadlock
+from cuda_numba.emulator.errors import InvalidUse, Misaligned, OutOfBounds
 from cuda_numba.namespace import cuda, uint8, uint32, uint64
 
 FENCED, WAITED, READ, COMMITTED = 1, 2, 4, 8
@@ -179,15 +184,6 @@ def too_many_bytes(map: "uint64", y):
 
 
 @jit
-def misaligned(map: "uint64", y):
-    tile, bars = cuda.shared.array(68, uint32, alignment=128), cuda.shared.array(1, uint64)
-    bar = ptx.shared_address(bars)
-    ptx.mbarrier_init(bar, 1)
-    ptx.fence_mbarrier_init()
-    ptx.tma_load_1d(ptx.shared_address(tile) + uint32(16), map, 0, bar)
-
-
-@jit
 def wrong_rank(map: "uint64", y):
     tile, bars = cuda.shared.array(64, uint32, alignment=128), cuda.shared.array(1, uint64)
     bar = ptx.shared_address(bars)
@@ -220,11 +216,10 @@ def odd_bytes(map: "uint64", y):
     ("kernel", "error", "message"),
     [
         (too_many_bytes, Deadlock, "misses 4 bytes of bulk copies"),
-        (misaligned, Exception, "shared address is 0x.*, it must be a multiple of 128"),
-        (wrong_rank, Exception, "tma_load_2d: the tensor map has 1 dimensions, not 2"),
-        (no_map, Exception, "is not the address of a tensor map"),
-        (too_big, Exception, "256 bytes at shared address .* outside every array"),
-        (odd_bytes, Exception, "the number of bytes is 0x18, it must be a multiple of 16"),
+        (wrong_rank, InvalidUse, "tma_load_2d: the tensor map has 1 dimensions, not 2"),
+        (no_map, InvalidUse, "is not the address of a tensor map"),
+        (too_big, OutOfBounds, "256 bytes at shared address .* outside every array"),
+        (odd_bytes, Misaligned, "the number of bytes is 0x18, it must be a multiple of 16"),
     ],
 )
 def test_wrong_uses_are_errors(kernel, error, message):
@@ -233,68 +228,127 @@ def test_wrong_uses_are_errors(kernel, error, message):
         kernel[1, 1](ptx.tensor_map(x, (64,)), y)
 
 
-# ---- tensor maps
+# ---- boxes that cannot be copied
 
 
-def test_a_map_is_an_integer_that_knows_its_tensor():
-    x = torch.zeros(10, 64, dtype=torch.bfloat16)
-    map = ptx.tensor_map(x, (8, 64), swizzle=128)
-    assert map.nbytes == 8 * 64 * 2 and map.tensor is x and map.element == "bfloat16"
-    assert map % 128 == 0 and not map.is_cuda
-    assert "bfloat16 (10, 64), box (8, 64), swizzle 128" in repr(map)
+@jit(device=True)
+def load(map, x, y, place, bar):
+    ptx.mbarrier_arrive_expect_tx(bar, 256)
+    ptx.tma_load_2d(place, map, x, y, bar)
+    ptx.mbarrier_wait(bar, 0)
 
 
-WRONG = [
-    (lambda: ptx.tensor_map([1, 2], (2,)), TypeError, "tensor: got list"),
-    (lambda: ptx.tensor_map(np.zeros(4, bool), (4,)), TypeError, "tensor: dtype is bool"),
-    (lambda: ptx.tensor_map(np.zeros((2,) * 6, np.float32), (2,) * 6), ValueError, "6 dimensions"),
-    (lambda: ptx.tensor_map(np.zeros((0, 4), np.float32), (1, 4)), ValueError, "at least 1"),
-    (lambda: ptx.tensor_map(np.zeros((8, 8), np.float32).T, (8, 8)), ValueError, "last dimension"),
-    (
-        lambda: ptx.tensor_map(np.zeros((8, 6), np.float32), (8, 4)),
-        ValueError,
-        "a stride is 24 bytes",
-    ),
-    (
-        lambda: ptx.tensor_map(np.zeros(64, np.float32)[1:], (4,)),
-        ValueError,
-        "multiple of 16 bytes",
-    ),
-    (
-        lambda: ptx.tensor_map(np.zeros((8, 8), np.float32), (8,)),
-        ValueError,
-        "box: it has 1 numbers",
-    ),
-    (
-        lambda: ptx.tensor_map(np.zeros(512, np.float32), (257,)),
-        ValueError,
-        "box: a dimension is 257",
-    ),
-    (lambda: ptx.tensor_map(np.zeros(8, np.float32), (0,)), ValueError, "box: a dimension is 0"),
-    (
-        lambda: ptx.tensor_map(np.zeros(8, np.float32), (5,)),
-        ValueError,
-        "box: its rows are 20 bytes",
-    ),
-    (
-        lambda: ptx.tensor_map(np.zeros(64, np.float32), (64,), 128),
-        ValueError,
-        "rows are 256 bytes",
-    ),
-    (lambda: ptx.tensor_map(np.zeros(64, np.float32), (8,), 16), ValueError, "swizzle: got 16"),
-    (lambda: ptx.tensor_map(np.zeros(64, np.float32), (8,), 0, 512), ValueError, "l2_promotion"),
+@jit(device=True)
+def store(map, x, y, place, bar):
+    ptx.tma_store_2d(map, x, y, place)
+    ptx.bulk_commit()
+    ptx.bulk_wait(0)
+
+
+@jit(device=True)
+def add(map, x, y, place, bar):
+    ptx.tma_reduce_add_2d(map, x, y, place)
+    ptx.bulk_commit()
+    ptx.bulk_wait(0)
+
+
+@jit(device=True)
+def prefetch(map, x, y, place, bar):
+    ptx.tma_prefetch_2d(map, x, y)
+
+
+HOW = {f.function.__name__: f for f in (load, store, add, prefetch)}
+
+
+@functools.cache
+def asks_for_a_box(how):
+    """Thread 7 asks for the box at (y, x), with its tile `shift` bytes from a multiple of 128."""
+    copy = HOW[how]
+
+    @jit
+    def kernel(map: "uint64", x: "int32", y: "int32", shift: "uint32"):  # noqa: F821
+        tile = cuda.shared.array(96, uint32, alignment=128)
+        bars = cuda.shared.array(1, uint64)
+        i, bar = cuda.threadIdx.x, ptx.shared_address(bars)
+        if i == 7:
+            for k in range(96):
+                tile[k] = uint32(0)
+            ptx.mbarrier_init(bar, 1)
+            ptx.fence_proxy_async()
+            copy(map, x, y, ptx.shared_address(tile) + shift, bar)
+
+    return kernel
+
+
+def ask(device, how, x=4, y=1, shift=0, dtype=torch.int32):
+    """Ask for a box of 4 × 64 bytes of a tensor of 8 × 128; raises what goes wrong."""
+    tensor = torch.zeros(8, 128 // dtype.itemsize, dtype=dtype, device=device)
+    map = ptx.tensor_map(tensor, (4, 64 // dtype.itemsize))
+    asks_for_a_box(how)[1, 32](map, x, y, shift)
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+@devices
+@pytest.mark.parametrize("how", HOW)
+def test_a_box_that_can_be_copied(device, how):
+    ask(device, how)
+
+
+# What a GPU answers with "illegal instruction" or "misaligned address": how, x, shift, our words.
+BETWEEN = "the innermost coordinate must be a multiple of 4, for 16 bytes"
+FATAL = [
+    ("load", 1, 0, f"begins at element 1 of a row, 4 bytes each: {BETWEEN}"),
+    ("load", -1, 0, f"begins at element -1 of a row, 4 bytes each: {BETWEEN}"),
+    ("store", 2, 0, f"begins at element 2 of a row, 4 bytes each: {BETWEEN}"),
+    ("add", 7, 0, f"begins at element 7 of a row, 4 bytes each: {BETWEEN}"),
+    ("load", 4, 16, "the shared address is 0x.*, it must be a multiple of 128"),
+    ("store", 4, 64, "the shared address is 0x.*, it must be a multiple of 128"),
 ]
 
 
-@pytest.mark.parametrize(("make", "error", "message"), WRONG)
-def test_what_cannot_be_mapped(make, error, message):
-    with pytest.raises(error, match=message):
-        make()
+@pytest.mark.parametrize(("how", "x", "shift", "message"), FATAL)
+def test_a_box_that_is_not_aligned(how, x, shift, message):
+    name = {"load": "tma_load_2d", "store": "tma_store_2d", "add": "tma_reduce_add_2d"}[how]
+    with pytest.raises(Misaligned, match=f"{name}: .*{message}") as raised:
+        ask("cpu", how, x, shift=shift)
+    assert raised.value.thread == (7, 0, 0)
+    assert raised.value.line == line_of(HOW[how].function, f"ptx.{name}(")
 
 
 @pytest.mark.gpu
-def test_a_map_on_a_gpu_is_encoded_once():
-    x = torch.zeros(10, 64, dtype=torch.bfloat16, device="cuda")
-    first, again = (ptx.tensor_map(x, (8, 64), swizzle=128) for _ in range(2))
-    assert first == again and first.is_cuda and first % 128 == 0
-    assert ptx.tensor_map(x, (10, 64), swizzle=128) != first
+@pytest.mark.parametrize(("how", "x", "shift"), [row[:3] for row in FATAL])
+def test_a_gpu_refuses_it_too(how, x, shift):
+    """In a process of its own: after such an error nothing more runs on the GPU from there."""
+    code = f"import test_ptx_tma_faults as t; t.ask('cuda', {how!r}, {x}, shift={shift})"
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert ran.returncode
+    assert re.search("illegal instruction|misaligned address", ran.stderr), ran.stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float64])
+def test_pieces_are_counted_in_bytes(dtype):
+    piece = 16 // dtype.itemsize
+    ask("cpu", "load", x=piece, dtype=dtype)
+    with pytest.raises(Misaligned, match=f"multiple of {piece}, for 16 bytes"):
+        ask("cpu", "load", x=piece - 1, dtype=dtype)
+
+
+@pytest.mark.parametrize("how", ["store", "add"])
+@pytest.mark.parametrize(("x", "y"), [(-4, 0), (0, -1)])
+def test_a_box_that_is_written_begins_inside(how, x, y):
+    ask("cpu", "load", x, y)
+    with pytest.raises(InvalidUse, match=re.escape(f"the box begins at ({x}, {y}), innermost")):
+        ask("cpu", how, x, y)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.float64])
+def test_numbers_that_bulk_copies_do_not_add(dtype):
+    x = 16 // dtype.itemsize
+    ask("cpu", "store", x, dtype=dtype)
+    with pytest.raises(InvalidUse, match="bulk copies add uint32, int32, uint64, int64, float32"):
+        ask("cpu", "add", x, dtype=dtype)

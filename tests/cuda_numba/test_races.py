@@ -203,12 +203,34 @@ def oracle_ordered(trace, a, b):
     return known.get(a[0] * trace.threads_per_block + a[1], 0) > a[4]
 
 
+def observed(trace, rows, a, b, byte):
+    """Whether an atomic between a (atomic) and b (not) at the same bytes comes before b."""
+
+    def mask(row):
+        s = trace.sites[row[5]]
+        return {n for n in range(row[7], row[7] + s.nbytes) if n // 4 == byte // 4}
+
+    def memory(row):
+        space = trace.sites[row[5]].space
+        return space, row[0] if space == "shared" else None
+
+    if trace.sites[rows[a][5]].kind != "atomic":
+        return False
+    return any(
+        trace.sites[r[5]].kind == "atomic"
+        and memory(r) == memory(rows[a])
+        and mask(r) == mask(rows[a])
+        and oracle_ordered(trace, r, rows[b])
+        for r in rows[a + 1 : b]
+    )
+
+
 def oracle(trace):
     """Pairs of sites, and of lines with the number of words and epochs in which they race."""
     rows = trace.accesses.tolist()
     found = {}
     for j, b in enumerate(rows):
-        for a in rows[:j]:
+        for i, a in enumerate(rows[:j]):
             s, t = trace.sites[a[5]], trace.sites[b[5]]
             if s.space != t.space or (s.space == "shared" and a[0] != b[0]):
                 continue
@@ -216,6 +238,10 @@ def oracle(trace):
                 continue
             common = range(max(a[7], b[7]), min(a[7] + s.nbytes, b[7] + t.nbytes))
             if common and not oracle_ordered(trace, a, b):
+                common = [n for n in common if not observed(trace, rows, i, j, n)]
+            else:
+                common = []
+            if common:
                 lines = tuple(sorted((s.line, t.line)))
                 words = found.setdefault(lines, set())
                 epoch = (a[0], a[2]) if a[0] == b[0] else ("across", a[2] >> 32)

@@ -160,6 +160,20 @@ class TestAutograd:
         row_sum(x).backward(dy)
         assert torch.equal(x.grad, dy.half().unsqueeze(-1).expand(2, 7, 33))
 
+    @pytest.mark.parametrize("operation", [reduce_sum, row_sum])
+    def test_second_gradient(self, operation):
+        """Of (Σ x)³: the backward pass is made of torch's operations, which go on from there."""
+        x = torch.randn(3, 5, requires_grad=True)
+        (dx,) = torch.autograd.grad((operation(x) ** 3).sum(), x, create_graph=True)
+        (ddx,) = torch.autograd.grad(dx[0, 0], x)
+        total = operation(x.detach())
+        if operation is reduce_sum:
+            expected = (6 * total).expand(3, 5)
+        else:
+            expected = torch.zeros(3, 5)
+            expected[0] = 6 * total[0]
+        assert torch.allclose(ddx, expected)
+
     def test_not_contiguous(self):
         x = torch.randn(33, 7).t()
         check("sums", row_sum(x), x.double().sum(1), scale=x.abs().sum(1))

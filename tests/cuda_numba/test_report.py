@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from synthetic_trace import GLOBAL, SHARED, Counts, Log
 
+from cuda_numba import ptx
 from cuda_numba.emulator import Report, emulate
 from cuda_numba.emulator.columns import percent, size
 from cuda_numba.emulator.roofline import GPUS, bound
 from cuda_numba.emulator.trace import ArrayInfo, Finding
+from cuda_numba.emulator.traffic import traffic_of_sites
 from cuda_numba.namespace import cuda, float32, int32
 
 SOURCE = """def transpose(x, y):
@@ -312,6 +314,24 @@ def test_access_map_finds_wide_accesses_by_their_address(pyplot):
     assert figure.axes[0].get_xlabel() == "column = bank"
 
 
+def test_access_map_shows_when_only_where_it_differs(pyplot):
+    """Where each thread touches one element, there is no "when" to see."""
+    log = Log((8, 1, 1))
+    once, again = log.site(1, "store", "global"), log.site(2, "store", "global")
+    for thread in range(8):
+        log.access(thread, once, GLOBAL + 4 * thread)
+    log.t.arrays = {"y": ArrayInfo("global", GLOBAL, (16,), 4, "float32")}
+    titles = [ax.get_title(loc="left") for ax in Report(log.trace()).access_map("y").axes]
+    assert [t for t in titles if t] == ["who: thread of the block"]
+    for thread in range(8):
+        log.access(thread, again, GLOBAL + 4 * (8 + thread))
+    figure = Report(log.trace()).access_map("y")
+    titles = [ax.get_title(loc="left") for ax in figure.axes]
+    assert [t for t in titles if t] == ["who: thread of the block", "when: step of that thread"]
+    (when,) = np.ma.filled(figure.axes[1].images[0].get_array(), -1)
+    assert when.tolist() == [0] * 8 + [1] * 8
+
+
 # ---- kernels that run -------------------------------------------------------------------------
 
 
@@ -365,6 +385,45 @@ def test_transposing_a_tile(pad, degree):
     assert (report.sectors, report.efficiency) == (256, 1.0)
     assert report.barriers == 1
     assert report.findings == []
+
+
+def staged(step, group):
+    """Two copies of 16 bytes by each lane, `step` such pieces apart, waited for together or not."""
+
+    def kernel(x, y):
+        tile = cuda.shared.array(2048, float32, 16)
+        t = cuda.threadIdx.x
+        for k in range(2):
+            to = ptx.shared_address(tile) + 16 * (32 * step * k + step * t)
+            ptx.cp_async_16(to, ptx.global_address(x) + 16 * (32 * k + t))
+            if not group:
+                ptx.cp_async_commit()
+                ptx.cp_async_wait(0)
+        ptx.cp_async_commit()
+        ptx.cp_async_wait(0)
+        y[4 * t] = tile[4 * step * t]
+        y[4 * (t + 32)] = tile[4 * step * (t + 32)]
+
+    return kernel
+
+
+@pytest.mark.parametrize("group", [True, False])
+@pytest.mark.parametrize(
+    "step, wavefronts, degree", [(1, 8, 1), (2, 16, 2), (4, 32, 4), (8, 64, 8)]
+)
+def test_a_copy_of_16_bytes_by_each_lane_takes_four_wavefronts(step, wavefronts, degree, group):
+    """512 bytes of a warp go a quarter at a time, as those of an ordinary store; eight lanes whose
+    pieces lie `step` apart meet in 32 / step banks. Copies that one wait ends are two requests."""
+    x, y = np.arange(256, dtype=np.float32), np.zeros(256, np.float32)
+    report = emulate(staged(step, group)).report(1, 32, x, y)
+    assert (y[::4] == x[::4]).all() and report.findings == []
+    (store,) = (
+        traffic
+        for site, traffic in zip(report.trace.sites, traffic_of_sites(report.trace), strict=True)
+        if site.via and site.kind == "store"
+    )
+    assert (store.requests, store.wavefronts, store.degree) == (2, wavefronts, degree)
+    assert store.conflicts == wavefronts - 2 * 4
 
 
 def test_a_missing_barrier_is_found_with_both_lines():

@@ -180,6 +180,14 @@ class TestAutograd:
             else:
                 check(name, got.grad, expected.grad, scale=10)
 
+    def test_once_differentiable(self):
+        """The gradient is no function that autograd could differentiate: it says so."""
+        x, w = (t.requires_grad_() for t in inputs((3, 33), torch.float32)[:2])
+        for y in (rms_norm(x, w), rms_norm_residual(x, x, w)[0]):
+            (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+            with pytest.raises(RuntimeError, match="marked with @once_differentiable"):
+                dx.sum().backward()
+
     def test_not_contiguous(self):
         x, w = torch.randn(33, 7).t(), torch.randn(66)[::2]
         expected = rms_norm_reference(x.double(), w.double())

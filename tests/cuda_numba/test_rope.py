@@ -109,6 +109,13 @@ class TestAutograd:
         rope_reference(x64, cos.double(), sin.double()).backward(dy.double())
         check("dx", x.grad, x64.grad, scale=dy.abs().max())
 
+    def test_once_differentiable(self):
+        x = torch.randn(1, 2, 5, 16, requires_grad=True)
+        y = rope(x, *angles(5, 16))
+        (dx,) = torch.autograd.grad((y * y).sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            dx.sum().backward()
+
     def test_last_axis_not_contiguous(self):
         """Copied first, in both directions."""
         x = torch.randn(2, 3, 16, 5).transpose(2, 3).requires_grad_()

@@ -138,6 +138,13 @@ class TestAutograd:
         scale = 2 * softmax_reference(x64.detach())
         check("dx", x.grad, x64.grad, scale=scale, stored=2)
 
+    def test_once_differentiable(self):
+        x = torch.randn(3, 33, requires_grad=True)
+        y = softmax(x)
+        (dx,) = torch.autograd.grad((y * y).sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            dx.sum().backward()
+
     def test_not_contiguous(self):
         x = torch.randn(33, 7).t().requires_grad_()
         dy = torch.randn(33, 7).t()

@@ -61,6 +61,14 @@ def test_gradient():
     assert torch.equal(a.grad, dy) and torch.equal(b.grad, dy)
 
 
+def test_second_gradient():
+    """Of (a + b)³: backward hands the gradient on with its history."""
+    a, b = (torch.randn(7, requires_grad=True) for _ in range(2))
+    (da,) = torch.autograd.grad((vector_add(a, b) ** 3).sum(), a, create_graph=True)
+    (ddb,) = torch.autograd.grad(da.sum(), b)
+    assert torch.allclose(ddb, 6 * (a + b).detach())
+
+
 def test_not_contiguous():
     a, b = torch.randn(33, 7).t(), torch.randn(7, 66)[:, ::2]
     assert torch.equal(vector_add(a, b), a + b)

@@ -8,10 +8,10 @@ import math
 import numpy as np
 from numba.core import types
 
+from cuda_numba.emulator.desugar import desugar
 from cuda_numba.emulator.infer import infer
 from cuda_numba.emulator.machine import Machine
 from cuda_numba.emulator.program import Program
-from cuda_numba.emulator.rewrite import desugar
 from cuda_numba.emulator.source import Source
 
 NAMES = {"np": np, "math": math, **{n: getattr(types, n) for n in (
