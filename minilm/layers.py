@@ -51,8 +51,8 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(config.d_ff, config.d_model, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = ops.linear(x, self.gate_up.weight, self.gate_up.bias).chunk(2, dim=-1)
-        return ops.linear(ops.swiglu(gate, up), self.down.weight, self.down.bias)
+        gate_up = ops.linear(x, self.gate_up.weight, self.gate_up.bias)
+        return ops.linear(ops.swiglu(gate_up), self.down.weight, self.down.bias)
 
 
 class Block(nn.Module):

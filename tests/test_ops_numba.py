@@ -43,6 +43,7 @@ CASES = {
     "gelu tanh": (lambda x: ops.gelu(x, "tanh"), [2 * randn(3, 7)]),
     "swiglu": (ops.swiglu, [*randn(2, 3, 7)]),
     "swiglu of halves": (lambda x: ops.swiglu(*x.chunk(2, dim=-1)), [randn(3, 14)]),
+    "swiglu of both": (ops.swiglu, [randn(3, 14)]),
     "rope": (lambda x: ops.rope(x, *angles(5, 3)), [randn(2, 2, 5, 6)]),
     "rope transposed": (lambda x: ops.rope(x.transpose(1, 2), *angles(5, 3)), [randn(2, 5, 2, 6)]),
     "softmax": (ops.softmax, [3 * randn(2, 3, 7)]),

@@ -46,7 +46,7 @@ def kernels_in(tree):
             for name in names_in(node.value):
                 tables.setdefault(name, set()).add(node.targets[0].id)
     for name, maker in _kernels(tree):
-        yield name, {maker, *tables.get(name, ())} - {None}
+        yield name, sorted({maker, *tables.get(name, ())} - {None})
 
 
 def _kernels(tree):
@@ -126,5 +126,5 @@ def make_it(n):
 def plain(x): ...
 TABLE = {"plain": plain}
 """
-    assert list(kernels_in(ast.parse(source))) == [("made", {"make_it"}), ("plain", {"TABLE"})]
+    assert list(kernels_in(ast.parse(source))) == [("made", ["make_it"]), ("plain", ["TABLE"])]
     assert not compiled_in_tests() & {"plain_that_" + "nobody_wrote"}
