@@ -3,8 +3,8 @@
 A thread reads two groups of four elements of each tensor before it uses the first, works on them in
 float32, and writes back what changed:
 
-    chunk of p   |t0: 4 elements|t1| … |t255|t0|t1| … |t255|     two groups of thread 0, one round
-    chunk of g   |t0           |t1| … |t255|t0|t1| … |t255|      4 elements: 16 bytes of float32,
+    chunk of p   |t0: 4 elements|t1| … |t511|t0|t1| … |t511|     two groups of thread 0, one round
+    chunk of g   |t0           |t1| … |t511|t0|t1| … |t511|      4 elements: 16 bytes of float32,
     chunk of m   …                                               8 bytes of a 16-bit format
 
 Tensors that do not start at a multiple of 16 bytes, and the last few elements of the others, are
@@ -23,10 +23,10 @@ from .namespace import cuda, float32, int32, int64, uint32, uint64
 class Tuning(NamedTuple):
     """What decides the speed and not the result."""
 
-    threads: int = 256
+    threads: int = 512
     items: int = 2  # groups of four elements that a thread has on their way
-    resident: int = 4  # blocks of a multiprocessor: 4 · 256 threads, up to 128 bytes on their way
-    chunk: int = 8192  # elements of a block: 4 rounds of two 16-byte accesses a thread
+    resident: int = 2  # blocks of a multiprocessor: 2 · 512 threads, up to 128 bytes on their way
+    chunk: int = 4096  # elements of a block: one round, so that a block only loads, works and stores
     load: str = "_cs"  # cache hints, as in `ptx.memory`: nothing is read twice
     store: str = "_cs"
 

@@ -48,8 +48,8 @@ class Team(NamedTuple):
 # multiprocessor; past 32,768 columns one row needs most of the registers: 20 warps with 80 elements
 # per thread, in 96.
 FORWARD = ((1024, 1, 4), (4096, 4, 1), (8192, 8, 1), (16384, 16, 1), (32768, 32, 1), (51200, 20, 1))
-# The backward pass holds two rows, dy and y.
-BACKWARD = ((512, 1, 4), (2048, 4, 1), (4096, 8, 1), (8192, 16, 1), (16384, 32, 1), (25600, 20, 1))
+# The backward pass holds two rows, dy and y; at 4096 columns one access of each fills sixteen warps.
+BACKWARD = ((512, 1, 4), (2048, 4, 1), (8192, 16, 1), (16384, 32, 1), (25600, 20, 1))
 
 
 def team_of(columns: int, width: int, table: tuple) -> Team | None:
@@ -189,7 +189,7 @@ def backward_kernel(dtype: str, team: Team):
                 for j in range(k * width, (k + 1) * width):
                     values[j] *= grads[j] - total
                 if width > 1:
-                    ptx.store_vector(dx, start + uint64(k * STEP), values, k * width)
+                    ptx.store_vector_cs(dx, start + uint64(k * STEP), values, k * width)
                 else:
                     ptx.store(dx, start + uint64(k * STEP), values[k])
 

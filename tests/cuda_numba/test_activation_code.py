@@ -42,11 +42,11 @@ APART = {
 }  # fmt: skip
 # Instructions per element, of bf16 and of float32: what the docstring of `activation` says.
 COUNTS = {
-    "gelu": (15, 17),
+    "gelu": (16, 18),
     "gelu_tanh": (13, 12),
     "swiglu": (14, 14),
-    "gelu_backward": (23, 25),
-    "gelu_tanh_backward": (21, 20),
+    "gelu_backward": (23, 26),
+    "gelu_tanh_backward": (21, 21),
     "swiglu_backward": (23, 23),
 }
 
