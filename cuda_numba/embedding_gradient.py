@@ -10,18 +10,18 @@ Words are distributed as Zipf says: a few ids own a great part of all tokens, mo
 
     embedding_plan      the tokens in the order of their ids: two launches, which set the last rows
                         of dw to zero meanwhile
-    embedding_gather    one launch: every row of dw is the sum of its rows of dy
+    embedding_gather    one launch: warps with as many tokens each add up the rows of dy
 """
 
 import torch
 
 from .dtypes import dtype_name, vector_width
 from .embedding_gather import THREADS, WARPS, gather_kernel
-from .embedding_plan import overlaps, plan
+from .embedding_plan import overlaps, plan, power_of_two
 
-STRETCH = 4  # accesses of a lane to one row of dy at most: a warp covers 2 KB of it
-PIECE = 32  # tokens that a warp adds up; four times as many, and as few partial sums, from
-MANY_TOKENS = 2**17  # tokens on, where there are pieces enough to share out
+STRETCH = 1  # accesses of a lane to one row of dy at most: a warp covers 512 bytes of it
+PIECES = 1024  # about as many, of SHORTEST to LONGEST tokens each: as many warps as fit at a time
+SHORTEST, LONGEST = 32, 128
 
 
 def embedding_backward_reference(dy: torch.Tensor, ids: torch.Tensor, rows: int) -> torch.Tensor:
@@ -49,15 +49,17 @@ def embedding_backward(dy: torch.Tensor, ids: torch.Tensor, rows: int) -> torch.
         width = 1
     accesses = min(STRETCH, -(-columns // (32 * width)))
     stretches = -(-columns // (32 * width * accesses))
-    piece = PIECE if n < MANY_TOKENS else 4 * PIECE
-    tokens, spans, pieces, found, arrived, groups, kept = plan(ids, dw, width, piece, stretches)
-    partial = torch.empty(len(pieces), columns, dtype=torch.float32, device=device)
-    piece_blocks = -(-len(pieces) * stretches // WARPS) if n > piece else 0
-    blocks = piece_blocks - (-rows * stretches // WARPS)
+    piece = min(LONGEST, max(SHORTEST, power_of_two(n // PIECES)))
+    pieces = -(-n // piece)
+    order, spans, found, arrived, groups, kept = plan(ids, dw, width, pieces * stretches)
+    # What a piece has of an id that began before it, and of one that goes on behind it.
+    partial = torch.empty(2 * pieces, columns, dtype=torch.float32, device=device)
+    piece_blocks = -(-pieces * stretches // WARPS)
+    blocks = piece_blocks - (-kept // THREADS)
     overlap = overlaps(device)
     kernel = gather_kernel(dtype, columns, width, accesses, piece, stretches, groups, overlap)
     kernel.launch(
-        blocks, THREADS, dy, tokens, spans, pieces, found, arrived, partial, dw, piece_blocks, rows,
+        blocks, THREADS, dy, order, spans, found, arrived, partial, dw, piece_blocks,
         len(spans) // groups, kept, pdl=overlap,
     )  # fmt: skip
     return dw

@@ -1,4 +1,4 @@
-"""The second pass of the embedding's sort: every group's tokens by id, and what to add. One launch.
+"""The second pass of the embedding's sort: every group's tokens by id. One launch.
 
 Block g collects the runs of group g that `embedding_split` left, tile by tile, and sorts them by
 id; what it writes is a `Plan` (see `embedding_plan`):
@@ -13,7 +13,7 @@ the launch lasts as long as it takes: so every lane has AHEAD entries on their w
 
 The blocks behind those write zeros to accesses `first` to `end` − 1 of dw; they wait for nothing.
 
-Bytes: entries twice 8 · N, table, tokens 4 · N, spans 8 · V, all within L2; and the zeros.
+Bytes: entries twice 8 · N, table, order 8 · N, spans 8 · V, all within L2; and the zeros.
 """
 
 import functools
@@ -37,7 +37,7 @@ MAX_TILES = 256  # of a power of two; more tokens make the tiles longer
 WINDOW = THREADS  # ids of a group that are counted at a time: 32 KB of counters
 FAR = 2**31 - 1  # behind every place
 AHEAD = 4  # entries that a lane has on their way
-MIN_BLOCKS = 2  # in a multiprocessor: one that sorts, and beside it what clears
+MIN_BLOCKS = 2  # in a multiprocessor from sm_90 on; before, 64 registers are a few too little
 
 
 @jit(device=True)
@@ -53,23 +53,18 @@ def entry_at(begins, shifts, i):
 
 
 @functools.cache
-def order_kernel(
-    dtype: str, width: int, groups: int, piece: int, stretches: int, overlap: bool = False
-):
-    """A Plan from entries and table. piece: a power of two; ids with more tokens get into pieces.
-
-    tile: tokens of one; per_group: rows of spans that a group has."""
+def order_kernel(dtype: str, width: int, groups: int, overlap: bool = False):
+    """A Plan from entries and table. tile: tokens of one; per_group: rows of spans that a group
+    has."""
     SHIFT = groups.bit_length() - 1
-    PIECE_SHIFT = piece.bit_length() - 1
     COUNTERS = WARPS * WINDOW
     clear = clearer(width)
     start_next, await_previous = chain(overlap)
 
-    @jit(pointers=True, launch_bounds=(THREADS, MIN_BLOCKS))
+    @jit(pointers=True, launch_bounds=(THREADS, MIN_BLOCKS if overlap else 1))
     def order_by_id(
-        entries: "int32", table: "int32", tokens: "int32", spans: "int32", pieces: "int32",
-        found: "int32", arrived: "int32", dw: dtype, tiles: "int32", tile: "int32",
-        per_group: "uint32", first: "int64", end: "int64",
+        entries: "int32", table: "int32", order: "int32", spans: "int32", found: "int32", dw: dtype,
+        tiles: "int32", tile: "int32", per_group: "uint32", first: "int64", end: "int64",
     ):  # fmt: skip
         start_next()
         thread = int32(cuda.threadIdx.x)
@@ -139,17 +134,6 @@ def order_kernel(
             if row < per_group:
                 line = int64(group) * per_group + row
                 ptx.store_64(spans, line * 2, uint32(start), uint32(many))
-                if many > piece:
-                    parts = int32((many + piece - 1) >> PIECE_SHIFT)
-                    head = int32(ptx.atomic_add(found, 0, parts))
-                    key = (row << uint32(SHIFT)) | uint32(group)
-                    for p in range(parts):
-                        ptx.store_128(
-                            pieces, int64(head + p) * 4, key, uint32(start), uint32(many),
-                            uint32(head),
-                        )  # fmt: skip
-                    for s in range(stretches):
-                        arrived[int64(head) * stretches + s] = 0
             after = start
             for w in range(WARPS):
                 some = tally[w * WINDOW + thread]
@@ -166,18 +150,19 @@ def order_kernel(
                     keys[u] = uint32(NONE)
                     if i + 32 * u + lane < share_end:
                         at = int64(entry_at(begins, shifts, int32(i + 32 * u + lane)))
-                        token, key = ptx.load_64(entries, at * 2)
-                        found_tokens[u] = token
-                        keys[u] = key
+                        found_tokens[u], keys[u] = ptx.load_64(entries, at * 2)
                 for u in range(AHEAD):
                     if i + 32 * u < share_end:  # the same in all lanes
                         row = uint32((keys[u] >> uint32(SHIFT)) - low)
                         inside = keys[u] != uint32(NONE) and row < uint32(WINDOW)
                         to = int32(place_of(tally, mine + int32(row), inside))
                         if inside:
-                            tokens[to] = int32(found_tokens[u])
+                            key = uint32(uint32(row + low) << uint32(SHIFT)) | uint32(group)
+                            ptx.store_64(order, int64(to) * 2, found_tokens[u], key)
                 i = int32(i + 32 * AHEAD)
             cuda.syncthreads()
             low = uint32(low + uint32(WINDOW))
+        if group == groups - 1 and thread == 0:
+            found[0] = limits[0]
 
     return order_by_id

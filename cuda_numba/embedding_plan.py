@@ -7,10 +7,11 @@ frequent ones stand together.
     embedding_split    the tokens of every tile, group by group
     embedding_order    the tokens of every group, id by id; where each id's tokens begin
 
-Bytes for N = 65,536: ids twice, 8 · N of entries once out and twice in, 3.7 MB in all, within L2.
-What takes time is waiting, about 12 round trips to that cache. So meanwhile other blocks set the
-last rows of dw to zero, CLEAR_BYTES in each launch: work that is due anyway, but for those of these
-rows that have tokens and are written once more. Where most of them would, nothing is cleared ahead.
+Bytes for N = 65,536: ids twice, 8 · N of entries out and twice in, as many of the order once, 8 · V
+of where ids begin, 4 MB in all, within L2. What takes time is waiting, about 12 round trips to that
+cache. So meanwhile other blocks set the last rows of dw to zero, CLEAR_BYTES in each launch: work
+that is due anyway, but for those of these rows that have tokens and are written once more. Where
+most of them would, nothing is cleared ahead.
 
 From sm_90 on the launches overlap (programmatic dependent launch): a grid's blocks are there, and
 those that clear at work, before the grid in front has ended.
@@ -25,7 +26,7 @@ from .embedding_order import MAX_TILES, order_kernel
 from .embedding_places import CLEARED, THREADS
 from .embedding_split import split_kernel
 
-GROUPS = 128  # at most: about one block per multiprocessor; fewer where there are few tokens
+GROUPS = 256  # at most: about two blocks per multiprocessor; fewer where there are few tokens
 CLEAR_BYTES = 20 << 20  # of a launch; an H100 writes so much in 7 µs, about as long as it sorts
 CLEAR_TOKENS = 4  # for each row, from which on nothing is cleared ahead
 
@@ -33,11 +34,10 @@ CLEAR_TOKENS = 4  # for each row, from which on nothing is cleared ahead
 class Plan(NamedTuple):
     """The tokens in the order of their ids."""
 
-    tokens: torch.Tensor  # (N,) int32
-    spans: torch.Tensor  # (groups · per_group, 2) int32: an id's first place in tokens, how many
-    pieces: torch.Tensor  # (…, 4) int32: id, first place, how many, the id's first row in here
-    found: torch.Tensor  # (1,) int32: rows of pieces in use
-    arrived: torch.Tensor  # (…, stretches) int32: 0 at every id's first row in pieces
+    order: torch.Tensor  # (N, 2) int32: token, id
+    spans: torch.Tensor  # (groups · per_group, 2) int32: an id's first place in order, how many
+    found: torch.Tensor  # (1,) int32: rows of order in use, less than N where ids are outside
+    arrived: torch.Tensor  # (counters,) int32: zeros
     groups: int  # a power of two; id v has row (v % groups) · per_group + v // groups of spans
     kept: int  # rows of dw from here on are zero already
 
@@ -47,23 +47,23 @@ def overlaps(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
-def _power_of_two(n: int) -> int:
+def power_of_two(n: int) -> int:
     """The smallest power of two that is at least n."""
     return 1 << max(0, n - 1).bit_length()
 
 
 def plan(
-    ids: torch.Tensor, dw: torch.Tensor, width: int, piece: int, stretches: int, *,
+    ids: torch.Tensor, dw: torch.Tensor, width: int, counters: int, *,
     most_groups: int = GROUPS, most_tiles: int = MAX_TILES,
 ) -> Plan:  # fmt: skip
     """Sort the tokens of ids (contiguous, any shape, not empty) by id, and set the last rows of
     dw (V, C) to zero.
 
-    width: elements in one access to dw; piece: a power of two: an id with more tokens is cut up;
-    most_groups: a power of two; most_tiles: at most MAX_TILES.
+    width: elements in one access to dw; counters: numbers to set to zero beside; most_groups: a
+    power of two; most_tiles: at most MAX_TILES.
     """
     n, rows, dtype = ids.numel(), len(dw), dtype_name(dw)
-    groups = min(most_groups, _power_of_two(n // 256 + 1), _power_of_two(rows))
+    groups = min(most_groups, power_of_two(n // 256 + 1), power_of_two(rows))
     per_group = -(-rows // groups)
     rounds = -(-n // (THREADS * most_tiles))
     tile = THREADS * rounds
@@ -73,10 +73,8 @@ def plan(
         return torch.empty(*shape, dtype=torch.int32, device=ids.device)
 
     entries, table = integers(n, 2), integers(tiles, groups + 1)
-    tokens, spans, found = integers(n), integers(groups * per_group, 2), integers(1)
-    # An id in p pieces has more than (p − 1) · piece tokens, and p is at least 2.
-    most = 2 * n // piece + 1
-    pieces, arrived = integers(most, 4), integers(most, stretches)
+    order, spans = integers(n, 2), integers(groups * per_group, 2)
+    found, arrived = integers(1), integers(counters)
 
     accesses = dw.shape[1] // width  # of a row
     ahead = 2 * CLEAR_BYTES if n < CLEAR_TOKENS * rows else 0
@@ -89,10 +87,10 @@ def plan(
 
     overlap = overlaps(ids.device)
     split_kernel(dtype, width, groups, overlap)[tiles + blocks(middle - first), THREADS](
-        ids, entries, table, found, dw, n, rows, tiles, rounds, first, middle
+        ids, entries, table, arrived, dw, n, rows, tiles, rounds, counters, first, middle
     )
-    order_kernel(dtype, width, groups, piece, stretches, overlap).launch(
-        groups + blocks(end - middle), THREADS, entries, table, tokens, spans, pieces, found,
-        arrived, dw, tiles, tile, per_group, middle, end, pdl=overlap,
+    order_kernel(dtype, width, groups, overlap).launch(
+        groups + blocks(end - middle), THREADS, entries, table, order, spans, found, dw, tiles,
+        tile, per_group, middle, end, pdl=overlap,
     )  # fmt: skip
-    return Plan(tokens, spans, pieces, found, arrived, groups, kept)
+    return Plan(order, spans, found, arrived, groups, kept)

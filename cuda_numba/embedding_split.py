@@ -5,7 +5,8 @@ row of `table` says where in the tile each group begins:
 
     tile 0 │ group 0 │ group 1 │ … ║ tile 1 │ group 0 │ group 1 │ … ║ …
 
-The blocks behind those write zeros to accesses `first` to `end` − 1 of dw.
+They also set the counters of `embedding_gather` to zero. The blocks behind them write zeros to
+accesses `first` to `end` − 1 of dw.
 
 Bytes: ids twice (the second time from L1 or L2), entries 8 · N; and the zeros.
 """
@@ -38,8 +39,9 @@ def split_kernel(dtype: str, width: int, groups: int, overlap: bool = False):
 
     @jit(pointers=True, launch_bounds=(THREADS, 1))
     def split_by_group(
-        ids: ("int64", "int32"), entries: "int32", table: "int32", found: "int32", dw: dtype,
-        n: "int32", rows: "int64", tiles: "int32", rounds: "int32", first: "int64", end: "int64",
+        ids: ("int64", "int32"), entries: "int32", table: "int32", arrived: "int32", dw: dtype,
+        n: "int32", rows: "int64", tiles: "int32", rounds: "int32", counters: "int32",
+        first: "int64", end: "int64",
     ):  # fmt: skip
         start_next()
         thread = int32(cuda.threadIdx.x)
@@ -51,8 +53,10 @@ def split_kernel(dtype: str, width: int, groups: int, overlap: bool = False):
         scratch = cuda.shared.array(WARPS, int32)
         warp = int32(thread >> 5)
         mine = int32(warp * groups)  # where the warp's counters begin
-        if block == 0 and thread == 0:
-            found[0] = 0
+        i = int32(block * THREADS + thread)
+        while i < counters:
+            arrived[i] = 0
+            i = int32(i + tiles * THREADS)
         i = thread
         while i < COUNTERS:
             tally[i] = 0

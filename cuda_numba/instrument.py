@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -100,9 +99,7 @@ def envelope(command: str) -> dict[str, Any]:
 
     from .bench import driver_version
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "results.json"
-        return record.write(path, command, torch.cuda.get_device_name(), [], driver_version())
+    return record.envelope(command, torch.cuda.get_device_name(), driver_version())
 
 
 def keep(folder: str, results: dict, done: list[Done]) -> Path:
@@ -119,14 +116,11 @@ def kept(path: str) -> tuple[dict, list[Done]]:
     return found["results"], [Done(**d | {"command": tuple(d["command"])}) for d in found["done"]]
 
 
-def write(path: str | Path | None, results: dict, rows: list[dict]) -> Path:
-    """Write the envelope with these rows, whole or not at all; without a path, into `results/`."""
-    path = Path(path or record.default_path(results["command"], results["device"]))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(results | {"rows": rows}, indent=1, ensure_ascii=False, allow_nan=False)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text + "\n", encoding="utf-8", newline="\n")
-    os.replace(beside, path)
+def write(path: str | Path | None, results: dict, rows: list[dict], check: record.Check) -> Path:
+    """Write the envelope with these rows; without a path, into `results/tools/`."""
+    folder = record.RESULTS / "tools"
+    path = Path(path or record.default_path(results["command"], results["device"], folder))
+    record.save(path, results | {"rows": rows}, check)
     return path
 
 

@@ -24,12 +24,13 @@ R rows of n, s bytes an element, P blocks that go round:
 |----------------|-----------------------|-------------------------------|---------------------|
 | forward        | R·n·s                 | R·n·s + 8·R                   | 268 MB              |
 | with residual  | 2·R·n·s               | 2·R·n·s + 8·R                 | 537 MB              |
-| backward       | 2·R·n·s + 8·R         | R·n·s + 8·P·n                 | 403 MB + 13 MB      |
-| column sums    | 8·P·n                 | 2·n·s                         | 13 MB, through L2   |
+| backward       | 2·R·n·s + 8·R         | R·n·s + 8·P·n                 | 403 MB + 9 MB       |
+| column sums    | 8·P·n                 | 2·n·s                         | 9 MB, through L2    |
 
 (RMSNorm has no mean and no bias: 4 where this says 8. A gradient of the residual sum adds R·n·s to
 what backward reads.) x and dy are needed twice in a backward row, before and after its two sums are
-known; the second time they come from shared memory. w and b come from L1, once or twice per row.
+known; the second time they come from shared memory. w and b come from L1: forward once per row,
+backward (w) once per block where a thread has registers for its part, else twice per row.
 
 The rungs, from the naive one on, so that every step can be run and measured:
 
@@ -199,8 +200,8 @@ def _backward_launch(rung, n, dtype, wdtype, width, variant, shared, capability)
     """(rung, plan or None, kernel, blocks per multiprocessor, bytes of dynamic shared memory)."""
     kept, staged = register_plan(n, width), None
     if width > 1 and (staged := staged_plan(n, width, wdtype)):
-        stages, blocks = staging(staged, variant, shared)
-        staged = staged if stages else None
+        place = staging(staged, wdtype, variant, shared)
+        staged = staged if place.stages else None
     if rung is None:
         rung = "registers" if kept else "vectorised" if width > 1 else "block"
         rung = "staged" if staged and capability >= (8, 0) else rung
@@ -209,8 +210,8 @@ def _backward_launch(rung, n, dtype, wdtype, width, variant, shared, capability)
     if rung == "naive":
         return rung, None, naive_backward_kernel(dtype, wdtype, variant), 0, 0
     if rung == "staged":
-        kernel = staged_kernel(dtype, wdtype, staged, variant, stages, blocks)
-        return rung, staged, kernel, blocks, staged_bytes(staged, variant, stages)
+        kernel = staged_kernel(dtype, wdtype, staged, variant, place)
+        return rung, staged, kernel, place.blocks, staged_bytes(staged, variant, place.stages)
     if rung == "registers":
         blocks = register_blocks(kept, variant)[1]
         return rung, kept, register_kernel(dtype, wdtype, kept, variant), blocks, 0

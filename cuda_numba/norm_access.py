@@ -113,6 +113,7 @@ class Access(NamedTuple):
     unpack: Any  # (words, j, values): → values[0 : width], float32
     pack: Any  # (values, words, j): values[0 : width], rounded → words[j : j + self.words]
     store: Any  # (y, i, words, j): words[j : j + self.words] → y[i : i + width]
+    stream: Any  # the same, 16 bytes .cs: first to leave L2, for what is not read again here
 
 
 @functools.cache
@@ -141,11 +142,14 @@ def _vector_access(dtype: str, width: int) -> Access:
 
         return load
 
-    @jit(device=True)
-    def store(y, i, words, j):
-        for k in range(lanes):
-            m = j + 4 * k
-            ptx.store_128(y, i + per * k, words[m], words[m + 1], words[m + 2], words[m + 3])
+    def storer(instruction):
+        @jit(device=True)
+        def store(y, i, words, j):
+            for k in range(lanes):
+                m = j + 4 * k
+                instruction(y, i + per * k, words[m], words[m + 1], words[m + 2], words[m + 3])
+
+        return store
 
     @jit(device=True)
     def unpack_halves(words, j, values):
@@ -170,7 +174,8 @@ def _vector_access(dtype: str, width: int) -> Access:
             words[j + k] = ptx.bits(values[k])
 
     unpack, pack = (unpack_halves, pack_halves) if halves else (unpack_words, pack_words)
-    return Access(words, loader(ptx.load_128_nc), loader(ptx.load_128), unpack, pack, store)
+    loads = loader(ptx.load_128_nc), loader(ptx.load_128)
+    return Access(words, *loads, unpack, pack, storer(ptx.store_128), storer(ptx.store_128_cs))
 
 
 def _element_access(dtype: str) -> Access:
@@ -199,4 +204,4 @@ def _element_access(dtype: str) -> Access:
         ptx.store(y, i, ptx.from_bits(words[j]))
 
     pack = {"float32": pack_float, "bfloat16": pack_bf16, "float16": pack_f16}[dtype]
-    return Access(1, load, load, unpack, pack, store)
+    return Access(1, load, load, unpack, pack, store, store)

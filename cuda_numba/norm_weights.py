@@ -10,8 +10,8 @@ own, adds the blocks' sums:
               part 1   ████████████████ …
               …        ↓↓↓↓ one warp: 32 columns, every 32nd part, 128 bytes to a request
 
-Bytes: 4 · parts · n per gradient, written and read. bf16 16384 × 4096 on an H100 has 391 parts, so
-12.8 MB for dw and db each way, where x, dy and dx are 403 MB; both ways mostly through L2, since
+Bytes: 4 · parts · n per gradient, written and read. bf16 16384 × 4096 on an H100 has 261 parts, so
+8.6 MB for dw and db each way, where x, dy and dx are 403 MB; both ways mostly through L2, since
 the parts are the last that is written. What the second launch costs is less its bytes than its
 latency, hence LOADS of them at a time.
 

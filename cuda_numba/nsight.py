@@ -31,15 +31,16 @@ from dataclasses import dataclass
 from operator import mul
 from typing import Any
 
-from . import instrument
+from . import instrument, record
 from .emulator.traffic import Traffic, traffic_of_sites
 from .instrument import Done, Job
 
 PROGRAM = "ncu"
 COMPILING = 6  # processes that compile the kernels first
 LIMIT = 240.0  # seconds for a process; about 30 are expected
-TRIES = 4  # each without the metrics that the one before did not know
+TRIES = 6  # each without the metrics that the one before did not know
 MATRIX = ("ldmatrix", "stmatrix")
+ROW_KEYS = ("kernel", "entry", "metric", "emulator", "nsight", "relation", "equal", "met")
 
 
 # ---- what the emulator counts
@@ -198,10 +199,6 @@ def rows_of(launches: list[dict]) -> list[dict]:
 
 
 def row(case: Any, metric: Metric, counted: int, nsight: int | None) -> dict:
-    equal = None if nsight is None else counted == nsight
-    met = equal
-    if nsight is not None and metric.relation == "no less":
-        met = nsight >= counted
     return {
         "kernel": case.name,
         "entry": case.kernel.name,
@@ -209,9 +206,23 @@ def row(case: Any, metric: Metric, counted: int, nsight: int | None) -> dict:
         "emulator": counted,
         "nsight": nsight,
         "relation": metric.relation,
-        "equal": equal,
-        "met": met,
+        "equal": None if nsight is None else counted == nsight,
+        "met": met(counted, nsight, metric.relation),
     }
+
+
+def met(counted: int, nsight: int | None, relation: str) -> bool | None:
+    """Whether Nsight Compute's count is to the emulator's as it must be; None without one."""
+    if nsight is None:
+        return None
+    return nsight == counted if relation == "equal" else nsight >= counted
+
+
+def check_row(r: dict) -> None:
+    """Raise ValueError saying what is not as it must be in a row."""
+    record.check_keys(r, ROW_KEYS)
+    if r["met"] != met(r["emulator"], r["nsight"], r["relation"]):
+        raise ValueError(f"met is {r['met']}, the counts say otherwise")
 
 
 def show(r: dict) -> str:
@@ -263,7 +274,9 @@ def run() -> list[Done]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m cuda_numba.nsight", description=__doc__)
-    parser.add_argument("--json", help="the results file; without, the one in cuda_numba/results")
+    parser.add_argument(
+        "--json", help="the results file; without, the one in cuda_numba/results/tools"
+    )
     parser.add_argument("--keep", metavar="DIR", help="keep what ncu prints, in one file")
     parser.add_argument("--from", dest="kept", metavar="FILE", help="read such a file, run nothing")
     chosen = parser.parse_args(arguments)
@@ -285,7 +298,7 @@ def main(arguments: list[str] | None = None) -> int:
     rows = rows_of(launches)
     for r in rows:
         print(show(r))
-    print(f"written: {instrument.write(chosen.json, results, rows)}")
+    print(f"written: {instrument.write(chosen.json, results, rows, check_row)}")
     return 1 if any(r["met"] is False for r in rows) else 0
 
 

@@ -6,6 +6,9 @@
 
 README, book and notebooks read these files and copy no numbers. `is_current` says whether the
 kernel's source is still what was measured; where it is not, they say "older kernel".
+
+Files of rows with other keys are written by `save` and read by `read` with a `check_row` of their
+own, see `instrument`; they lie in `results/tools/`.
 """
 
 import hashlib
@@ -15,6 +18,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -70,19 +74,17 @@ def row(
     }  # fmt: skip
 
 
-def default_path(command: str, device: str) -> Path:
+def default_path(command: str, device: str, folder: Path = RESULTS) -> Path:
     """results/<command>-<device>.json of this package."""
     slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-    return RESULTS / f"{command}-{slug}.json"
+    return folder / f"{command}-{slug}.json"
 
 
-def write(
-    path: str | Path, command: str, device: str, rows: list[dict], driver: str | None
-) -> dict:
-    """Write a results file, whole or not at all, and return what was written."""
+def envelope(command: str, device: str, driver: str | None) -> dict[str, Any]:
+    """A results file without rows, as of now."""
     commit = _git("rev-parse", "HEAD")
-    changed = _git("status", "--porcelain", "--", ".", ":(exclude,glob)**/results/*.json")
-    results = {
+    changed = _git("status", "--porcelain", "--", ".", ":(exclude,glob)**/results/**/*.json")
+    return {
         "command": command,
         "device": device,
         "driver": driver,
@@ -91,9 +93,54 @@ def write(
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit,
         "dirty": None if commit is None else bool(changed),
-        "rows": rows,
+        "rows": [],
     }
-    check(results)
+
+
+def write(
+    path: str | Path, command: str, device: str, rows: list[dict], driver: str | None
+) -> dict:
+    """Write a results file of what was measured just now, and return what was written."""
+    results = envelope(command, device, driver) | {"rows": rows}
+    save(path, results)
+    return results
+
+
+def check_row(r: dict) -> None:
+    """Raise ValueError saying what is not as it must be in a row of a benchmark."""
+    check_keys(r, ROW_KEYS)
+    for peer, found in r["peers"].items():
+        if set(found) < {"value", "seconds"}:
+            raise ValueError(f"peer {peer!r} must have value and seconds")
+    numbers = [r[k] for k in ("value", "seconds", "of_roof", "error", "goal")]
+    if r["error"] is None or not all(math.isfinite(x) for x in numbers if x is not None):
+        raise ValueError(f"every number must be finite and error given: {numbers}")
+    if r["met"] != met(r["value"], r["unit"], r["goal"]):
+        raise ValueError(f"met is {r['met']}, value and goal say otherwise")
+
+
+def check_keys(r: dict, keys: tuple[str, ...]) -> None:
+    if set(r) != set(keys):
+        raise ValueError(f"keys are {sorted(r)}, expected {sorted(keys)}")
+
+
+Check = Callable[[dict], None]  # of one row; raises ValueError
+
+
+def check(results: dict, check_row: Check = check_row) -> None:
+    """Raise ValueError naming the first thing in a results file that is not as it must be."""
+    if set(results) != set(KEYS):
+        raise ValueError(f"results: keys are {sorted(results)}, expected {sorted(KEYS)}")
+    for i, r in enumerate(results["rows"]):
+        try:
+            check_row(r)
+        except ValueError as error:
+            raise ValueError(f"rows[{i}]: {error}") from None
+
+
+def save(path: str | Path, results: dict, check_row: Check = check_row) -> None:
+    """Check a results file and write it, whole or not at all."""
+    check(results, check_row)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -103,31 +150,13 @@ def write(
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
-    return results
 
 
-def read(path: str | Path) -> dict:
+def read(path: str | Path, check_row: Check = check_row) -> dict:
     """A results file, checked."""
     results = json.loads(Path(path).read_text(encoding="utf-8"))
-    check(results)
+    check(results, check_row)
     return results
-
-
-def check(results: dict) -> None:
-    """Raise ValueError naming the first thing in a results file that is not as it must be."""
-    if set(results) != set(KEYS):
-        raise ValueError(f"results: keys are {sorted(results)}, expected {sorted(KEYS)}")
-    for i, r in enumerate(results["rows"]):
-        if set(r) != set(ROW_KEYS):
-            raise ValueError(f"rows[{i}]: keys are {sorted(r)}, expected {sorted(ROW_KEYS)}")
-        for peer, found in r["peers"].items():
-            if set(found) < {"value", "seconds"}:
-                raise ValueError(f"rows[{i}]: peer {peer!r} must have value and seconds")
-        numbers = [r[k] for k in ("value", "seconds", "of_roof", "error", "goal")]
-        if r["error"] is None or not all(math.isfinite(x) for x in numbers if x is not None):
-            raise ValueError(f"rows[{i}]: every number must be finite and error given: {numbers}")
-        if r["met"] != met(r["value"], r["unit"], r["goal"]):
-            raise ValueError(f"rows[{i}]: met is {r['met']}, value and goal say otherwise")
 
 
 def is_current(r: dict, sources: tuple[str, ...]) -> bool:

@@ -44,15 +44,19 @@ def count_wavefronts(
         pairs = pairs[keep]
     if not len(number):
         return wavefronts, least, degree
-    phase = np.where(nbytes > 8, lane >> 3, np.where(nbytes > 4, lane >> 4, 0))
-    wide = pairs & (nbytes > 4)
-    if wide.any():
-        phase[wide] >>= _paired(number[wide], lane[wide], address[wide], n_requests)[number[wide]]
+    word, request_phase = address // WORD, number * 4
+    if (nbytes > WORD).any():
+        phase = np.where(nbytes > 8, lane >> 3, np.where(nbytes > 4, lane >> 4, 0))
+        wide = pairs & (nbytes > 4)
+        if wide.any():
+            merges = _paired(number[wide], lane[wide], address[wide], n_requests)
+            phase[wide] >>= merges[number[wide]]
+        row, within = spread(-(-nbytes // WORD))
+        word, request_phase = word[row] + within, (request_phase + phase)[row]
     # One row for each distinct word of a phase, in order of (request, phase, bank).
-    row, within = spread(-(-nbytes // WORD))
-    word, request_phase = address[row] // WORD + within, (number * 4 + phase)[row]
-    distinct = groups(pack(request_phase, word % BANKS, word // BANKS))[0]
-    request_phase, bank = request_phase[distinct], word[distinct] % BANKS
+    bank = word & (BANKS - 1)  # % takes longer
+    distinct = groups(pack(request_phase, bank, word // BANKS))[0]
+    request_phase, bank = request_phase[distinct], bank[distinct]
     at_bank = np.flatnonzero(starts(request_phase * BANKS + bank))
     in_bank = np.diff(np.append(at_bank, len(bank)))
     request_phase = request_phase[at_bank]

@@ -1,7 +1,6 @@
 """The emulated GPU during one launch: its blocks, its memory, and what they have logged."""
 
 import random
-from array import array
 from collections.abc import Callable
 from typing import Any
 
@@ -55,7 +54,7 @@ class Machine:
         self.shared_bytes = shared
         # the log: see trace.Trace
         self.log = Log()
-        self.loops = array("q")
+        self.loops: list[int] = []
         self.tracer: Any = None
         self.ended = 0  # threads that have returned
         self.hits: list[int] = []

@@ -77,10 +77,9 @@ class _Search:
             trace.accesses[:, column][words.row]
             for column in (BLOCK, THREAD, EPOCH, SITE, WARP_EPOCH)
         )
-        self.warp = self.thread // WARP
         kind = np.array([s.kind for s in trace.sites])
         self.write, self.plain = (kind != "load")[self.site], (kind != "atomic")[self.site]
-        self.who = self.block * trace.threads_per_block + self.thread
+        self.threads_per_block = trace.threads_per_block
         self.atomics = not self.plain.all()
         self.observed = Observed(words, ~self.plain, self.order) if self.atomics else None
 
@@ -90,8 +89,9 @@ class _Search:
         entries, group = self.suspects(np.arange(len(w)), key, self.thread)
         if not self.clocked:
             stream = pack(group, self.site[entries], w.mask[entries])
-            one_warp = ~_several(stream, self.warp[entries])
-            by_warp = self.examples(stream, self.warp[entries])
+            warp = self.thread[entries] // WARP
+            one_warp = ~_several(stream, warp)
+            by_warp = self.examples(stream, warp)
             fine = np.flatnonzero(one_warp)
             stream = pack(stream[fine], self.warp_epoch[entries[fine]])
             by_thread = fine[self.examples(stream, self.thread[entries[fine]])]
@@ -171,7 +171,7 @@ class _Search:
     def conflict(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Different threads, common bytes, one of them a write, not both atomic."""
         conflict = (self.write[a] | self.write[b]) & (self.plain[a] | self.plain[b])
-        conflict &= self.who[a] != self.who[b]
+        conflict &= (self.thread[a] != self.thread[b]) | (self.block[a] != self.block[b])
         return conflict & (self.words.mask[a] & self.words.mask[b] != 0)
 
     @staticmethod
@@ -183,7 +183,8 @@ class _Search:
     def recent_pairs(self, entries: np.ndarray, group: np.ndarray) -> tuple:
         """Each entry with the last earlier one of every stream (site, thread, bytes) beside it."""
         w = self.words
-        stream = pack(group, self.site[entries], self.who[entries], w.mask[entries])
+        who = self.block[entries] * self.threads_per_block + self.thread[entries]
+        stream = pack(group, self.site[entries], who, w.mask[entries])
         first, stream, _ = groups(stream)
         n = len(entries)
         in_order = order_of(stream)

@@ -24,7 +24,11 @@ def pack(*columns: np.ndarray) -> np.ndarray:
         if key is not None and room * size > ROOM:  # too wide: number the values that occur
             key, column = _rank(key), _rank(column)
             room, size = int(key.max()) + 1, int(column.max()) + 1
-        key = column if key is None else key * size + column
+        if key is None:
+            key = column
+        else:  # in place, as fresh memory costs more than the sums
+            key *= size
+            key += column
         room *= size
     return key
 
@@ -68,18 +72,24 @@ class Requests:
 
 
 def order_of(key: np.ndarray) -> np.ndarray:
-    """The stable order of int64 keys, as np.argsort gives it, in a third of the time for many.
+    """The stable order of int64 keys, as np.argsort gives it, in less time for many.
 
-    NumPy sorts 16-bit numbers digit by digit, wider ones by comparing: two or three passes by
-    16 bits are faster than that.
+    NumPy sorts numbers with vector instructions, but not what they are the keys of: so each key
+    takes its row along in its low bits. Where both do not fit, and for short keys, passes by 16
+    bits, which NumPy sorts digit by digit, are faster than a stable sort of whole keys.
     """
     if len(key) < FEW:
         return np.argsort(key, kind="stable")
     if (key[1:] >= key[:-1]).all():
         return np.arange(len(key))
     key = key - key.min()
-    order = np.argsort((key & 0xFFFF).astype(np.uint16), kind="stable")
     top, shift = int(key.max()), 16
+    bits = len(key).bit_length()
+    if top >> shift and top.bit_length() + bits < 63:
+        both = key << bits | np.arange(len(key))
+        both.sort()
+        return both & ((1 << bits) - 1)
+    order = np.argsort((key & 0xFFFF).astype(np.uint16), kind="stable")
     while top >> shift:
         digit = (key >> shift & 0xFFFF).astype(np.uint16)[order]
         order = order[np.argsort(digit, kind="stable")]

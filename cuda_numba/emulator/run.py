@@ -7,6 +7,7 @@ import numpy as np
 from ..arguments import Parameter, is_array, is_cuda, parameters, signature_of
 from ..dtypes import dtype_name, kernel_dtype
 from .errors import EmulatorError, OutOfBounds
+from .log import numbers
 from .machine import Dim, Machine
 from .memory import ALLOCATION_BITS, View
 from .program import Program
@@ -145,11 +146,7 @@ class Emulation:
 
     def trace(self, machine: Machine, program: Program) -> Trace:
         accesses, branches = machine.log.decode(program.places)
-        loops = (
-            np.frombuffer(machine.loops, np.int64).reshape(-1, 5)
-            if machine.loops
-            else (np.zeros((0, 5), np.int64))
-        )
+        loops = numbers(machine.loops).reshape(-1, 5)
         return Trace(
             kernel=self.name,
             filename=program.source.filename,

@@ -18,7 +18,7 @@ class Tracer:
     """The hooks of one traced launch; `hooks` are the names that the rewritten kernel calls."""
 
     def __init__(self, machine: Any, program: Any):
-        self.m, self.program = machine, program
+        self.m, self.program, self.log = machine, program, machine.log
         self.path_index: dict[tuple, int] = {}
         self.iterations: dict[tuple, list[int]] = {}
         self.preempts = machine.rng is not None
@@ -38,8 +38,7 @@ class Tracer:
         return found
 
     def hooks(self) -> dict[str, Any]:
-        m, log = self.m, self.m.log
-        put, iterations = log.stream.append, self.iterations
+        m, put, iterations = self.m, self.log.stream.append, self.iterations
         slow_load, slow_store, preempts = self.load, self.store, self.preempts
 
         def get1(place: int, x: View, i: int) -> Any:
@@ -93,7 +92,7 @@ class Tracer:
             t = m.t
             t.path = paths[0]
             put(~paths[0])
-            m.loops.extend((t.block.index, t.id, place, paths[0], n))
+            m.loops += (t.block.index, t.id, place, paths[0], n)
 
         def call(place: int, function: Any, *args: Any) -> Any:
             outer = m.t.path
@@ -125,7 +124,8 @@ class Tracer:
         loads: place and number of dimensions of each; first, second, last: all their indices, in
         these trips.
         """
-        far = len(over) - 1
+        trips = len(over)
+        far = trips - 1
         moves, k = [], 0
         for (site, ndim), x in zip(loads, arrays, strict=True):
             if x.__class__ is not View or x.ndim != ndim:
@@ -143,11 +143,11 @@ class Tracer:
                 i, step = i * n + j, step * n + along
             moves += (site + x.code + i, step)
             k += 1
-        if len(paths) < far + 2:
-            for n in range(len(paths), far + 2):
+        if len(paths) <= trips:
+            for n in range(len(paths), trips + 1):
                 paths.append(self.path(paths[0], place, n))
-        self.m.log.batch(paths, far + 1, moves)
-        return far + 1
+        self.log.batch(paths, trips, moves)
+        return trips
 
     # ---- elements, the general way ------------------------------------------------------------
 
@@ -190,7 +190,7 @@ class Tracer:
             flat = 0
             for i, n in zip(where, x.shape, strict=True):
                 flat = flat * n + i
-            self.m.log.stream.append(place + x.code + flat)
+            self.log.stream.append(place + x.code + flat)
         if self.preempts and t.g is not None and self.m.rng.random() < PREEMPTION:
             self.m.scheduler.ready.append(t)
             self.m.scheduler.switch_out(t, "its turn")

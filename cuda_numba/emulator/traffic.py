@@ -140,7 +140,7 @@ def traffic_of_sites(trace: Trace) -> list[Traffic]:
     ordinary = np.array([s.kind == "load" and not s.via for s in sites])
     wavefronts, least, degree = count_wavefronts(
         requests.number[rows],
-        accesses[rows, THREAD] % WARP,
+        accesses[rows, THREAD] & (WARP - 1),
         address[rows] & 0xFFFFFFFF,
         nbytes[site[rows]],
         ordinary[site[rows]],

@@ -38,12 +38,12 @@ def cut_words(trace: Trace, rows: np.ndarray) -> Words:
     """The words that these rows of `trace.accesses` touch."""
     site, block, address = (trace.accesses[:, c][rows] for c in (SITE, BLOCK, ADDRESS))
     nbytes = np.array([s.nbytes for s in trace.sites], np.int64)[site]
-    memory = np.zeros(len(rows), np.int64)
     shared = np.array([s.space == "shared" for s in trace.sites])[site]
-    if shared.any():
-        owner = address >> OWNER_BITS
-        memory = np.where(shared, np.where(owner > 0, owner, block + 1), 0)
-        address = np.where(shared, address & ((1 << OWNER_BITS) - 1), address)
+    memory = (block + 1) * shared
+    remote = np.flatnonzero(shared & (address >= 1 << OWNER_BITS))
+    if len(remote):
+        memory[remote] = address[remote] >> OWNER_BITS
+        address[remote] &= (1 << OWNER_BITS) - 1
     local = np.array([s.space == "local" for s in trace.sites])[site]
     if local.any():
         thread = trace.accesses[:, THREAD][rows[local]]

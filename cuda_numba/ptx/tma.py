@@ -18,7 +18,8 @@ the shared memory be used again, `bulk_wait(n)` waits until the writes are done.
 stores have written to shared memory needs `fence_proxy_async_shared` by the writer first.
 
 `bulk_…` copies move `nbytes` bytes, a multiple of 16, between addresses that are multiples of 16,
-without a map.
+without a map. Their sums of float32 keep subnormal numbers: an H100 was measured to, and for boxes
+the emulator takes it to be the same.
 
 Sources: PTX ISA, sections "cp.async.bulk", "cp.async.bulk.tensor", "cp.reduce.async.bulk",
 "Tensor" (a bounding box's address is a multiple of 16), "cp.async.bulk.commit_group",

@@ -18,6 +18,7 @@ from cuda_numba.embedding_gradient import embedding_backward_reference
 
 # (tokens, V, C): odd columns, one row, more tokens than rows and the other way round.
 SHAPES = [(1, 1, 1), (7, 3, 33), (33, 7, 8), (5, 130, 24), (130, 33, 7), (40, 9, 264)]
+SHAPES += [(21, 9, 256), (6, 5, 1280)]  # a warp has whole rows, or shares them with others
 GPU_SHAPES = SHAPES + [(1823, 781, 130), (16384, 50304, 768), (5001, 128256, 33), (70001, 517, 96)]
 
 
@@ -105,26 +106,36 @@ class TestOnGPU:
 class TestManyTokens:
     """Several tiles of tokens, several groups of ids, several pieces of an id."""
 
+    @pytest.mark.parametrize("stretch", [1, 3])
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-    def test_pieces(self, dtype):
-        """An id with 1, PIECE, PIECE + 1 … tokens; pieces that begin in the same PIECE slots."""
-        counts = [1, 32, 33, 0, 64, 65, 97, 2, 34]
+    def test_pieces(self, monkeypatch, dtype, stretch):
+        """Ids that end with a piece, begin with one, fill one or several, and many short ones."""
+        monkeypatch.setattr(embedding_gradient, "STRETCH", stretch)
+        counts = [32, 20, 12, 0, 64, 1, 95, 2, 31, *[1] * 40, 33, 3, 29]
         ids = torch.cat([torch.full((c,), v) for v, c in enumerate(counts)])
         ids = ids[torch.randperm(len(ids))]
         check_backward(numbers((len(ids), 24), dtype), ids, len(counts))
 
+    @pytest.mark.parametrize("tokens", [31, 32, 33, 63, 64, 65, 200])
+    def test_one_id(self, tokens):
+        """And further ids, which have none."""
+        ids = torch.full((tokens,), 2)
+        dw = check_backward(torch.randn(tokens, 8), ids, 5)
+        assert (dw[[0, 1, 3, 4]] == 0).all()
+
     def test_order_is_that_of_the_tokens(self):
-        """Bit for bit the sum from the first to the last, by pieces of 32."""
-        ids = torch.zeros(70, dtype=torch.int64)
-        ids[::7] = 1
-        dy = torch.randn(70, 8) * 10.0 ** torch.randint(-4, 4, (70, 8))
+        """Bit for bit the sum from the first to the last, by pieces of 32 of all tokens."""
+        ids = torch.zeros(150, dtype=torch.int64)
+        ids[::3] = 1
+        dy = torch.randn(150, 8) * 10.0 ** torch.randint(-4, 4, (150, 8))
         dw = embedding_backward(dy, ids, 3)
+        order = ids.argsort(stable=True)
         for v in (0, 1):
             total = torch.zeros(8)
-            for piece in dy[ids == v].split(32):
+            for piece in order.split(32):
                 part = torch.zeros(8)
-                for row in piece:
-                    part += row
+                for token in piece[ids[piece] == v]:
+                    part += dy[token]
                 total += part
             assert torch.equal(dw[v], total)
         assert (dw[2] == 0).all()
@@ -142,7 +153,7 @@ class TestManyTokens:
 
     def test_longer_pieces(self, monkeypatch):
         """As for more tokens: pieces of 128."""
-        monkeypatch.setattr(embedding_gradient, "MANY_TOKENS", 100)
+        monkeypatch.setattr(embedding_gradient, "PIECES", 2)
         ids = torch.randint(0, 2, (300,))
         check_backward(numbers((300, 8), torch.bfloat16), ids, 3)
 
@@ -196,7 +207,7 @@ class TestIds:
         with pytest.raises(IndexError, match=f"^ids: got {bad}, allowed are 0 to 4.$"):
             embedding(torch.tensor([0, bad]), torch.randn(5, 8))
 
-    @pytest.mark.parametrize("C", [7, 8])
+    @pytest.mark.parametrize("C", [7, 8, 256])
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     def test_outside_in_a_kernel(self, dtype, C):
         """What a GPU does with them: NaN rows, and no gradient."""
@@ -248,6 +259,7 @@ def test_rows_of_several_launches(monkeypatch):
     """More accesses than fit 32 bits are split; here, more than 100."""
     monkeypatch.setattr(sys.modules["cuda_numba.embedding"], "PER_LAUNCH", 100)
     check_forward(embedding_forward, (130, 33, 56), torch.float16)
+    check_forward(embedding_forward, (13, 9, 256), torch.float16)
 
 
 def test_deterministic():

@@ -14,6 +14,7 @@ from norm_cases import (
 from tolerance import DTYPES, GPU_SHAPES, SHAPES, check, poisoned
 
 from cuda_numba import norm
+from cuda_numba.jit import launches
 from cuda_numba.layer_norm import (
     BACKWARD_RUNGS,
     RUNGS,
@@ -108,6 +109,22 @@ class TestManyRows:
         check_backward(*inputs((3, 392), torch.bfloat16), True, "registers")
         norm_backward.register_kernel.cache_clear()
         norm._backward_launch.cache_clear()
+
+    @pytest.mark.parametrize("shape", [(29, 64), (5, 392)], ids=str)
+    def test_weights_that_a_thread_cannot_keep(self, few_blocks, monkeypatch, shape):
+        """In the staged rung: loaded for both halves of every row, to the same bits."""
+        x, w, b = inputs(shape, torch.bfloat16)
+        mean, rstd = layer_norm_forward(x, w, b)[1:]
+        dy = torch.randn(shape).bfloat16()
+        kept = layer_norm_backward(dy, x, w, mean, rstd, rung="staged")
+        own = norm.staging
+        monkeypatch.setattr(norm, "staging", lambda *args: own(*args)._replace(kept=False))
+        norm._backward_launch.cache_clear()
+        with launches() as log:
+            loaded = layer_norm_backward(dy, x, w, mean, rstd, rung="staged")
+        assert log[0].name == "norm_backward_staged"
+        assert all(torch.equal(a, c) for a, c in zip(kept, loaded, strict=True))
+        check_backward(x, w, b, True, "staged")
 
     def test_many_rows_for_few_columns(self):
         """Chunks of rows in the rungs that add up dw and db in a pass of their own."""

@@ -82,29 +82,36 @@ class TestTraffic:
         if not staged:
             plan = register_plan(n, width)
             kernel = register_kernel(dtype, dtype, plan, variant)
-            return kernel.report(1, plan.threads, *args), x.nbytes, plan
+            return kernel.report(1, plan.threads, *args), x.nbytes, plan, False
         plan = staged_plan(n, width, dtype)
-        stages, blocks = staging(plan, variant, SHARED)
-        kernel = staged_kernel(dtype, dtype, plan, variant, stages, blocks)
-        smem = staged_bytes(plan, variant, stages)
-        return kernel.report(1, plan.threads, *args, smem=smem), x.nbytes, plan
+        place = staging(plan, dtype, variant, SHARED)
+        kernel = staged_kernel(dtype, dtype, plan, variant, place)
+        smem = staged_bytes(plan, variant, place.stages)
+        return kernel.report(1, plan.threads, *args, smem=smem), x.nbytes, plan, place.kept
 
-    @pytest.mark.parametrize("staged", [False, True], ids=["registers", "staged"])
+    @pytest.mark.parametrize(
+        ("n", "staged", "keeps"),
+        [(256, False, False), (256, True, True), (1024, True, False)],
+        ids=["registers", "staged, weights kept", "staged"],
+    )
     @pytest.mark.parametrize("variant", VARIANTS, ids=str)
-    def test_backward(self, variant, staged):
-        rows, n, dtype = 5, 256, "bfloat16"
-        report, size, plan = self.backward(rows, n, dtype, variant, staged)
-        assert report.findings == []
+    def test_backward(self, variant, n, staged, keeps):
+        rows, dtype = 5, "bfloat16"
+        report, size, plan, kept = self.backward(rows, n, dtype, variant, staged)
+        assert report.findings == [] and kept == keeps
         statistics = rows * 32 * 4 * (1 + variant.centred)  # every lane asks for the same word
-        weights = 2 * rows * n * itemsize(dtype)  # for the sums and for dx, from L1
+        # From L1: once for each team of the block, or for the sums and for dx of every row.
+        weights = (plan.rows if kept else 2 * rows) * n * itemsize(dtype)
         assert report.reads == (2 + variant.residual) * size + weights + statistics
         assert report.writes == size + (1 + variant.bias) * 4 * n
 
     @pytest.mark.parametrize("staged", [False, True], ids=["registers", "staged"])
     def test_backward_of_several_warps(self, staged):
         rows, n = 4, 1536
-        report, size, plan = self.backward(rows, n, "bfloat16", LAYER, staged)
-        assert plan.warps == 3 and report.findings == []
+        report, size, plan, kept = self.backward(rows, n, "bfloat16", LAYER, staged)
+        assert plan.warps == 3 and report.findings == [] and kept == staged
+        weights = (1 if kept else 2 * rows) * n * itemsize("bfloat16")
+        assert report.reads == 2 * size + weights + rows * plan.threads * 8
         assert report.writes == size + 8 * n
         assert report.barriers == rows
 
@@ -167,10 +174,11 @@ class TestPlans:
                 assert 1 <= register_blocks(plan, variant)[1] * plan.threads <= 2048
             plan = staged_plan(n, width, dtype)
             for shared in (SHARED, 163 * 1024, 99 * 1024):
-                stages, blocks = staging(plan, variant, shared)
+                stages, blocks, kept = staging(plan, dtype, variant, shared)
                 if stages:
                     each = staged_bytes(plan, variant, stages) + 5120
                     assert blocks * each <= shared and blocks >= 1
+                    assert stages <= (4 if kept else 3) and (blocks == 1 or stages > 1)
                 else:
                     assert n * (2 + variant.residual) * itemsize(dtype) > shared - 5120
 
@@ -189,8 +197,8 @@ def registers_of(n, dtype, wdtype, width, variant):
 
 def staged_of(n, dtype, wdtype, width, variant):
     plan = staged_plan(n, width, wdtype)
-    place = staging(plan, variant, SHARED)
-    return staged_kernel(dtype, wdtype, plan, variant, *place)
+    place = staging(plan, wdtype, variant, SHARED)
+    return staged_kernel(dtype, wdtype, plan, variant, place)
 
 
 # All formats on the H100, one on each of the others.
@@ -234,16 +242,35 @@ class TestMachineCode:
         registers = kernel.resources((9, 0), signature(kernel)).registers
         assert registers * forward_plan(4096, 8).threads * 8 <= 65536, "eight rows of 8 KB"
         plan = staged_plan(4096, 8, "bfloat16")
-        stages, blocks = staging(plan, LAYER, SHARED)
-        assert (stages, blocks) == (3, 3)
-        kernel = staged_of(4096, "bfloat16", "bfloat16", 8, LAYER)
-        assert kernel.resources((9, 0), signature(kernel)).registers * plan.threads * 3 <= 65536
+        for variant, place in ((LAYER, (4, 2, True)), (RMS, (4, 3, True))):
+            assert staging(plan, "bfloat16", variant, SHARED) == place
+            stages, blocks, _ = place
+            assert blocks * staged_bytes(plan, variant, stages - 1) >= 24 * 1024
+            kernel = staged_of(4096, "bfloat16", "bfloat16", 8, variant)
+            registers = kernel.resources((9, 0), signature(kernel)).registers
+            assert registers * plan.threads * blocks <= 65536
 
     def test_all_loads_of_a_row_stand_before_its_first_sum(self):
         kernel = forward_of(4096, "bfloat16", "bfloat16", 8, LAYER)
         sass = kernel.sass((9, 0), signature(kernel))
         head = sass[: sass.index("SHFL")]
         assert head.count("LDG.E.NA.128") == sass.count("LDG.E.NA.128") == 4
+
+    def test_what_forward_writes_leaves_l2_first(self):
+        """y does; a sum that is formed on the way stays."""
+        for variant, plain in ((LAYER, 0), (LAYER_RESIDUAL, 4)):
+            kernel = forward_of(4096, "bfloat16", "bfloat16", 8, variant)
+            sass = kernel.sass((9, 0), signature(kernel))
+            assert sass.count("STG.E.EF.128") == 4 and sass.count("STG.E.128") == plain
+
+    def test_weights_are_loaded_before_the_rows(self):
+        """Two accesses, once each; where they are not kept, for both halves of a row."""
+        plan = staged_plan(4096, 8, "bfloat16")
+        place = staging(plan, "bfloat16", LAYER, SHARED)
+        for kept, loads in ((True, 2), (False, 4)):
+            args = ("bfloat16", "bfloat16", plan, LAYER, place._replace(kept=kept))
+            kernel = staged_kernel(*args)
+            assert kernel.sass((9, 0), signature(kernel)).count("LDG.E.128") == loads
 
     @pytest.mark.slow
     @pytest.mark.parametrize(
@@ -261,9 +288,14 @@ class TestMachineCode:
         cases += [(forward_of, 16384, 1)]  # as many elements, in as many accesses
         cases += [(registers_of, n, width) for n in (1024, 8192, 16384)]  # 32; 16; 32 past 16 warps
         cases += [(registers_of, n, 1) for n in (8191, 16384)]
-        cases += [(staged_of, n, width) for n in (1024, 1032, 8192, 16384)]
-        for make, n, wide in cases:
-            kernel = make(n, dtype, wdtype, wide, LAYER_RESIDUAL)
+        cases = [(*case, LAYER_RESIDUAL) for case in cases]
+        # A warp with and without its weights; then the fewest registers beside kept weights (2048,
+        # 10240), as many as ptxas likes (4096, 8192), and none for them.
+        for n in (768, 1024, 1032, 2048, 4096, 8192, 10240, 16384):
+            cases += [(staged_of, n, width, LAYER_RESIDUAL)]
+        cases += [(staged_of, n, width, RMS_RESIDUAL) for n in (768, 1024, 1536, 12288)]
+        for make, n, wide, variant in cases:
+            kernel = make(n, dtype, wdtype, wide, variant)
             assert_gates(kernel, (9, 0), signature(kernel))
 
 

@@ -1,12 +1,10 @@
 """The cases' counts by hand, their machine code, and what ncu prints."""
 
-import json
-
 import pytest
 import torch
 from compiled import needs_compiler
 
-from cuda_numba import instrument, nsight, nsight_cases
+from cuda_numba import instrument, nsight, nsight_cases, record
 from cuda_numba.inspect import count
 
 CASES = {case.name: case for case in nsight_cases.CASES}
@@ -213,6 +211,10 @@ def test_relations():
     ):
         row = nsight.row(case, metric, 16, given)
         assert (row["equal"], row["met"]) == (equal, met)
+        nsight.check_row(row)
+        for spoil in ({"met": not met}, {"extra": 1}):
+            with pytest.raises(ValueError, match="met is|keys are"):
+                nsight.check_row(row | spoil)
 
 
 def test_command():
@@ -247,7 +249,7 @@ def test_what_was_kept_is_read_again(tmp_path, capsys, change, code):
     path = instrument.keep(str(tmp_path), results, done)
     to = tmp_path / "nsight-x.json"
     assert nsight.main(["--from", str(path), "--json", str(to)]) == code
-    rows = json.loads(to.read_text())["rows"]
+    rows = record.read(to, nsight.check_row)["rows"]
     assert {r["kernel"] for r in rows} == set(CASES)
     wrong = [(r["kernel"], r["metric"]) for r in rows if not r["equal"]]
     assert wrong == [("copy", f"{LOAD} sectors")] * change

@@ -46,6 +46,23 @@ def test_an_untrue_row_is_refused(tmp_path, spoil):
     assert not list(tmp_path.iterdir())
 
 
+def test_rows_with_other_keys(tmp_path):
+    """Another command's rows are checked by what it gives, and refused without."""
+
+    def check(row):
+        record.check_keys(row, ("kernel", "count"))
+
+    path = tmp_path / "tools" / "counts-x.json"
+    results = record.envelope("counts", "X", None) | {"rows": [{"kernel": "copy", "count": 3}]}
+    record.save(path, results, check)
+    assert record.read(path, check) == results
+    with pytest.raises(ValueError, match=r"rows\[0\]: keys are"):
+        record.read(path)
+    with pytest.raises(ValueError, match=r"rows\[0\]: keys are"):
+        record.save(path, results | {"rows": [{"kernel": "copy"}]}, check)
+    assert record.read(path, check) == results
+
+
 def test_an_older_kernel_is_labelled():
     row = record.row("softmax", "forward", 2.9, "TB/s", **ROW)
     assert record.label(row, ROW["sources"]) == ""

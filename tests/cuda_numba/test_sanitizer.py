@@ -2,7 +2,6 @@
 
 import ast
 import itertools
-import json
 
 import pytest
 import torch
@@ -12,11 +11,14 @@ import cuda_numba
 from cuda_numba import (
     instrument,
     launches,
+    record,
     sanitizer,
     sanitizer_cases,
     sanitizer_faults,
+    sanitizer_output,
     sanitizer_ptx,
 )
+from cuda_numba.emulator.errors import InvalidUse
 from cuda_numba.record import PACKAGE
 
 CASES = dict(sanitizer_cases.cases("cpu"))
@@ -99,7 +101,7 @@ def test_the_parts_share_the_cases_out(capsys, monkeypatch):
     for part in ("0/3", "1/3", "2/3"):
         sanitizer_cases.main(["--device", "cpu", "--part", part])
     assert sorted(ran) == list(range(7))
-    last = sanitizer.read(capsys.readouterr().out)
+    last = sanitizer_output.read(capsys.readouterr().out)
     assert (last.kernels, last.launches) == ([], 0)
 
 
@@ -125,24 +127,31 @@ def report_of(fault):
     """The report of the fault's kernel, on the arguments that it is launched with."""
     kernel = sanitizer_faults.KERNELS[fault]
     x = torch.ones(sanitizer_faults.THREADS)
-    arguments = {
-        "out_of_bounds": (torch.zeros(33),),
-        "race": (x, torch.zeros_like(x)),
-        "divergent_barrier": (x[:48], torch.zeros(48)),
-    }[fault]
+    arguments = (torch.zeros(33),) if fault == "out_of_bounds" else (x, torch.zeros_like(x))
     return kernel.report(1, sanitizer_faults.THREADS, *arguments)
-
-
-def test_out_of_bounds_is_found():
-    assert "out_of_bounds" in {f.kind for f in report_of("out_of_bounds").findings}
 
 
 def test_race_is_found():
     assert report_of("race").races
 
 
-def test_divergent_barrier_is_found():
-    assert "barrier_not_reached" in {f.kind for f in report_of("divergent_barrier").findings}
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        ("out_of_bounds", "out_of_bounds"),
+        ("divergent_barrier", "barrier_not_reached"),
+        ("early_exit", "barrier_not_reached"),
+        ("two_barriers", "divergent_barrier"),
+    ],
+)
+def test_fault_is_found(fault, kind):
+    assert {f.kind for f in report_of(fault).findings} == {kind}
+
+
+def test_wrong_mask_is_found():
+    with pytest.raises(InvalidUse, match="lane 16 calls it with mask 0x0000ffff") as raised:
+        sanitizer_faults.wrong_mask("cpu")
+    assert raised.value.thread == (16, 0, 0)
 
 
 @needs_compiler
@@ -152,9 +161,9 @@ def test_faults_compile(fault):
     assert kernel.code((9, 0), ("float32[:]",) * len(kernel.parameters)).cubin.code
 
 
-def test_faults_have_a_control_each():
-    assert set(sanitizer.CONTROLS.values()) == set(sanitizer_faults.FAULTS)
-    assert set(sanitizer_faults.KERNELS) == set(sanitizer_faults.FAULTS)
+def test_every_fault_is_shown_to_one_tool():
+    shown = [fault for tool in sanitizer.CONTROLS for fault in sanitizer.faults_of(tool)]
+    assert sorted(shown) == sorted(sanitizer_faults.FAULTS) == sorted(sanitizer_faults.KERNELS)
 
 
 # ---- reading; the forms are those of the manual (Compute Sanitizer, "Tool examples")
@@ -165,7 +174,7 @@ vector_add float32
 ========= Invalid __global__ write of size 4 bytes
 =========     at write_behind+0xb0
 =========     by thread (33,0,0) in block (0,0,0)
-=========     Access at 0x7f3a4c000284 is out of bounds
+=========     Access to 0x7f3a4c000284 is out of bounds
 =========     and is 1 bytes after the nearest allocation at 0x7f3a4c000200 of size 132 bytes
 ========= 
 ========= Program hit cudaErrorLaunchFailure (error 719) due to "unspecified launch failure" on \
@@ -225,18 +234,18 @@ def done(name, output, code=0):
 
 
 def test_memcheck_is_read():
-    found = sanitizer.read(MEMCHECK)
+    found = sanitizer_output.read(MEMCHECK)
     assert (found.errors, found.launches) == (3, 12)
     assert found.kernels == ["add_elements", "add_vectors"]
     ours, call, theirs = found.findings
     assert ours.kernel == "write_behind" and ours.text == "Invalid __global__ write of size 4 bytes"
     assert call.kernel == "" and call.text.startswith("Program hit cudaErrorLaunchFailure")
     assert theirs.kernel == "at::native::vectorized_elementwise_kernel"
-    assert [sanitizer.is_ours(f) for f in found.findings] == [True, False, False]
+    assert [sanitizer_output.is_ours(f) for f in found.findings] == [True, False, False]
 
 
 def test_racecheck_is_read():
-    found = sanitizer.read(RACECHECK)
+    found = sanitizer_output.read(RACECHECK)
     assert (found.errors, found.warnings) == (1, 1)
     assert [(f.level, f.kernel) for f in found.findings] == [
         ("error", "read_without_barrier"),
@@ -245,7 +254,7 @@ def test_racecheck_is_read():
 
 
 def test_synccheck_is_read():
-    found = sanitizer.read(SYNCCHECK)
+    found = sanitizer_output.read(SYNCCHECK)
     assert [f.kernel for f in found.findings] == ["meet_in_part"]
     assert found.errors == 1 and found.launches is None
     assert "Target application returned an error" in found.trouble
@@ -289,16 +298,27 @@ def test_a_tool_that_cannot_run_is_recorded():
 )
 def test_controls(tool, output):
     fault = sanitizer.CONTROLS[tool]
-    row = sanitizer.row(tool, "", [done(f"{tool} control", output, 1)], fault)
-    assert row["found"] and sanitizer.is_good(row)
-    missed = sanitizer.row(tool, "", [done(f"{tool} control", CLEAN)], fault)
+    (row,) = sanitizer.rows_of([done(f"{tool} {fault}", output, 1)], "")
+    assert (row["check"], row["fault"], row["found"]) == ("control", fault, True)
+    assert sanitizer.is_good(row)
+    (missed,) = sanitizer.rows_of([done(f"{tool} {fault}", CLEAN)], "")
     assert not missed["found"] and not sanitizer.is_good(missed)
+
+
+def test_probes_decide_nothing():
+    missed = sanitizer.rows_of([done("synccheck early_exit", CLEAN)], "")[0]
+    blamed = SYNCCHECK.replace("meet_in_part", "leave_early")
+    found = sanitizer.rows_of([done("synccheck early_exit", blamed, 1)], "")[0]
+    for row, verdict in ((missed, "not found"), (found, "found")):
+        assert row["check"] == "probe" and sanitizer.is_good(row)
+        assert sanitizer.show(row).endswith(f"0 elsewhere, 2 s  {verdict}")
+    assert (missed["found"], found["found"]) == (False, True)
 
 
 def test_jobs():
     jobs = sanitizer.jobs_of(list(sanitizer.CONTROLS), "/bin/compute-sanitizer")
     names = [job.name for job in jobs]
-    assert len(names) == len(set(names)) == 4 * (sanitizer.PARTS + 1)
+    assert len(names) == len(set(names)) == 4 * sanitizer.PARTS + len(sanitizer_faults.FAULTS)
     for job, tool in itertools.product(jobs, sanitizer.CONTROLS):
         if job.name.startswith(tool):
             assert job.command[:3] == ("/bin/compute-sanitizer", "--tool", tool)
@@ -310,17 +330,46 @@ def test_jobs():
 
 def test_what_was_kept_is_read_again(tmp_path, capsys):
     outputs = [done("version", "Version 2025.3.1.0 (build 1)"), done("memcheck 0/1", CLEAN)]
-    outputs.append(done("memcheck control", MEMCHECK, 1))
+    outputs.append(done("memcheck out_of_bounds", MEMCHECK, 1))
     keys = ("driver", "versions", "date", "commit", "dirty")
     results = {"command": "sanitizer", "device": "X"} | dict.fromkeys(keys) | {"rows": []}
     path = instrument.keep(str(tmp_path), results, outputs)
     to = tmp_path / "out" / "sanitizer-x.json"
     assert sanitizer.main(["--from", str(path), "--json", str(to)]) == 0
-    written = json.loads(to.read_text())
+    written = record.read(to, sanitizer.check_row)
     assert {k: v for k, v in written.items() if k != "rows"} | {"rows": []} == results
     assert [r["check"] for r in written["rows"]] == ["kernels", "control"]
     assert {r["version"] for r in written["rows"]} == {"2025.3.1.0"}
     assert "memcheck   1 kernels" in capsys.readouterr().out
+
+
+def test_where_the_rows_are_written(tmp_path, monkeypatch, capsys):
+    """All tools' into the package; some tools' nowhere, so that they do not replace all."""
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    keys = ("driver", "versions", "date", "commit", "dirty")
+    results = {"command": "sanitizer", "device": "An X1"} | dict.fromkeys(keys) | {"rows": []}
+    outputs = [done("version", "Version 2025.3"), done("memcheck 0/1", CLEAN)]
+    kept = str(instrument.keep(str(tmp_path / "raw"), results, outputs))
+    assert sanitizer.main(["memcheck", "--from", kept]) == 0
+    assert not (tmp_path / "tools").exists() and "written" not in capsys.readouterr().out
+    assert sanitizer.main(["--from", kept]) == 0
+    assert [p.name for p in (tmp_path / "tools").iterdir()] == ["sanitizer-an-x1.json"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        ({"extra": 1}, "keys are"),
+        ({"check": "probe"}, "check is 'probe'"),
+        ({"found": None}, "found must be given"),
+        ({"errors": None}, "errors must be given"),
+    ],
+)
+def test_an_untrue_row_is_refused(spoil, message):
+    (row,) = sanitizer.rows_of([done("racecheck race", RACECHECK)], "")
+    sanitizer.check_row(row)
+    with pytest.raises(ValueError, match=message):
+        sanitizer.check_row(row | spoil)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
