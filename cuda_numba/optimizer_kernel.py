@@ -26,7 +26,9 @@ class Tuning(NamedTuple):
     threads: int = 512
     items: int = 2  # groups of four elements that a thread has on their way
     resident: int = 2  # blocks of a multiprocessor: 2 · 512 threads, up to 128 bytes on their way
-    chunk: int = 4096  # elements of a block: one round, so that a block only loads, works and stores
+    chunk: int = (
+        4096  # elements of a block: one round, so that a block only loads, works and stores
+    )
     load: str = "_cs"  # cache hints, as in `ptx.memory`: nothing is read twice
     store: str = "_cs"
 

@@ -97,6 +97,10 @@ class TestOnGPU:
     def test_forward(self, shape, dtype, rung):
         for form in FORMS:
             check_gelu(RUNGS[rung], shape, dtype, form, "cuda")
+
+    @pytest.mark.parametrize("rung", SWIGLU_RUNGS)
+    @pytest.mark.parametrize("shape", GPU, ids=str)
+    def test_swiglu_forward(self, shape, dtype, rung):
         check_swiglu(SWIGLU_RUNGS[rung], shape, dtype, "cuda")
 
     @pytest.mark.parametrize("shape", GPU, ids=str)
