@@ -48,7 +48,7 @@ class Team(NamedTuple):
 # multiprocessor; past 32,768 columns one row needs most of the registers: 20 warps with 80 elements
 # per thread, in 96.
 FORWARD = ((1024, 1, 4), (4096, 4, 1), (8192, 8, 1), (16384, 16, 1), (32768, 32, 1), (51200, 20, 1))
-# The backward pass holds two rows, dy and y; at 4096 columns one access of each fills sixteen warps.
+# The backward pass holds two rows, dy and y; 4096 columns are one access of each in sixteen warps.
 BACKWARD = ((512, 1, 4), (2048, 4, 1), (8192, 16, 1), (16384, 32, 1), (25600, 20, 1))
 
 
