@@ -169,7 +169,8 @@ def rope(dtype: torch.dtype, device: str) -> None:
 def embedding(dtype: torch.dtype, device: str) -> None:
     m = module("embedding")
     # 300 tokens of few ids: more than one group to sort into, and ids that are cut into pieces.
-    for n, V, C in ((1, 1, 1), (7, 33, 7), (300, 5, 136)):
+    # 256: 32 lanes share a row of either format evenly.
+    for n, V, C in ((1, 1, 1), (7, 33, 7), (300, 5, 136), (7, 5, 256)):
         ids = torch.randint(V, (n,)).to(device)
         ids = ids.int() if n == 7 else ids
         w = randn(V, C, dtype=dtype, device=device)
