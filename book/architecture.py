@@ -24,6 +24,7 @@ TREE = {  # path → what is there; what does not exist (yet) is not shown
     "book/results": "measurements, one JSON file for each command and device",
     "tests": "one file for each module, and test_claims.py for what the course claims",
     "course.py": "set up, open, check, build; standard library only",
+    "tools": "what its commands do",
     "pyproject.toml": "dependencies, tools, and the address of the repository",
     "nbval.cfg": "what may differ when notebooks are checked",
     "README.md": "the two commands",

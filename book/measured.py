@@ -19,6 +19,10 @@ from .project import ROOT
 
 FOLDERS = (ROOT / "book" / "results", ROOT / "cuda_numba" / "results")
 OLDER = "older source"
+# Commands that are modules of cuda_numba; all others are `minilm bench COMMAND`.
+MODULES = {
+    "kernels": "bench", "emulator": "bench_emulator", "sanitizer": "sanitizer", "nsight": "nsight"
+}  # fmt: skip
 
 
 def result_files(folders: tuple[Path, ...] = FOLDERS) -> list[Path]:
@@ -80,8 +84,7 @@ def origin(results: dict) -> str:
 
 def command_of(results: dict) -> str:
     """What was typed to measure this."""
-    modules = {"kernels": "bench", "emulator": "bench_emulator"}
-    if module := modules.get(results["command"]):
+    if module := MODULES.get(results["command"]):
         return f"python -m cuda_numba.{module}"
     return f"minilm bench {results['command']}"
 

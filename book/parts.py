@@ -7,9 +7,10 @@
 import os
 from collections.abc import Callable
 
-import course
+from tools.environment import CPU_INDEX, TORCH
+from tools.notebooks import STEADY, nbval_command
 
-from . import architecture, choices, course_map, measured, reference
+from . import architecture, checked, choices, course_map, measured, reference
 from .project import ROOT, raw_link, repository
 
 
@@ -39,7 +40,7 @@ def colab() -> str:
 
 def nbval_options() -> str:
     """The options with which `course.py validate` calls nbval, paths as seen from the root."""
-    options = (str(part) for part in course.nbval_command(False, []))
+    options = (str(part) for part in nbval_command(False, []))
     return " ".join(o.replace(f"{ROOT}{os.sep}", "") for o in options if o.startswith("--nbval"))
 
 
@@ -56,7 +57,7 @@ pytest {options} \\
 
 def workflow() -> str:
     """A GitHub workflow of one job that checks the notebooks of a repository."""
-    env = "\n".join(f'      {name}: "{value}"' for name, value in course.STEADY.items())
+    env = "\n".join(f'      {name}: "{value}"' for name, value in STEADY.items())
     return f"""```yaml
 name: notebooks
 on: [push, pull_request]
@@ -70,7 +71,7 @@ jobs:
       - uses: actions/setup-python@v5
         with:
           python-version: "3.12"
-      - run: pip install {course.TORCH} --index-url {course.CPU_INDEX}
+      - run: pip install {TORCH} --index-url {CPU_INDEX}
       - run: pip install "minilm[lab] @ git+{repository()}" pytest nbval
       - run: curl -sSfLO {raw_link("nbval.cfg")}
       - run: pytest {nbval_options()} notebooks
@@ -98,6 +99,7 @@ GENERATED: dict[str, Callable[..., str]] = {
     "modules": architecture.modules_of,
     "tree": architecture.tree,
     "results": results,
+    "checked": checked.report,
     "choices": tiny_choices,
     "exercises": reference.exercise_list,
     "api": reference.api,

@@ -11,6 +11,7 @@ number of accesses and there is no rest:
 import functools
 
 from . import ptx
+from .access import loader, storer
 from .activation_curve import curve
 from .jit import jit
 from .namespace import cuda, float32, int64, uint32
@@ -18,31 +19,13 @@ from .namespace import cuda, float32, int64, uint32
 THREADS = 256  # eight warps: enough to hide each other's waits, small enough to fill the last block
 
 
-@functools.cache
 def mover(width: int):
     """Device functions (load, store) of `width` elements: 16 bytes of them, or 1.
 
     What is read once takes no room in L1, what is written leaves L2 first. The two belong together:
     either of them alone costs two or three per cent on an H100, none at all nothing.
     """
-
-    @jit(device=True)
-    def load_vector(x, i, values, j):
-        ptx.load_vector_nc(x, i, values, j)
-
-    @jit(device=True)
-    def store_vector(y, i, values, j):
-        ptx.store_vector_cs(y, i, values, j)
-
-    @jit(device=True)
-    def load_element(x, i, values, j):
-        values[j] = ptx.load(x, i)
-
-    @jit(device=True)
-    def store_element(y, i, values, j):
-        ptx.store(y, i, values[j])
-
-    return (load_vector, store_vector) if width > 1 else (load_element, store_element)
+    return loader(width, ptx.load_vector_nc), storer(width, ptx.store_vector_cs)
 
 
 @functools.cache

@@ -1,11 +1,16 @@
-"""What `bench` measures of the embedding: the lookup, and its gradient for few and many tokens."""
+"""What `bench` measures of the embedding: the lookup, its gradient for few and many tokens, and how
+long of it the tokens are being sorted.
+"""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from . import record, stopwatch
 from .bench_cases import Case, compiled, inputs, module, over, randn, relative_error
+from .sources import SOURCES
 
 V, C = 50304, 768
 TOKENS = 65536
@@ -62,10 +67,41 @@ def backward_case(n: int) -> Case:
     )  # fmt: skip
 
 
-def embedding_cases() -> Iterator[Case]:
+def sort_row(n: int) -> dict[str, Any]:
+    """The gradient's sort of n tokens, and the zeros that it writes to dw meanwhile: microseconds.
+
+    Nothing of dy can be added before it has ended, so it is the part of the gradient's time that a
+    copy does not have. error: the share of tokens at another place than in a stable sort.
+    """
+    plan = module("embedding_plan").plan
+    sets = inputs(V * C * 2, lambda: (zipf(n), torch.empty(V, C, dtype=torch.bfloat16).cuda()))
+
+    def ours(ids: torch.Tensor, dw: torch.Tensor) -> Any:
+        return plan(ids, dw, 8, 1)
+
+    ids, dw = sets[0]
+    found = ours(ids, dw)
+    expected = (ids % found.groups * V + ids // found.groups).sort(stable=True).indices
+    error = (found.order[:, 0] != expected).float().mean().item()
+    seconds = stopwatch.measure(
+        {"ours": over(sets, ours), "torch.sort": over(sets, lambda ids, dw: ids.sort(stable=True))},
+        len(sets),
+    )
+    microseconds = {name: s * 1e6 for name, s in seconds.items()}
+    return record.row(
+        "embedding", "sort", microseconds["ours"], "us", sources=SOURCES["embedding"],
+        shape={"N": n, "V": V, "C": C}, dtype="int64", seconds=seconds["ours"], error=error,
+        peers={
+            name: {"value": microseconds[name], "seconds": seconds[name]} for name in ["torch.sort"]
+        },
+    )  # fmt: skip
+
+
+def embedding_cases() -> Iterator[Case | dict[str, Any]]:
     yield forward_case()
     for n in GRADIENT_TOKENS:
         yield backward_case(n)
+        yield sort_row(n)
 
 
 CASES = {"embedding": embedding_cases}

@@ -27,14 +27,10 @@ from .namespace import cuda, float32
 ROUNDS = 5
 OWN_RUNS = 5  # the emulator's launches in each round: they are short, and the median steadier
 UNIT = "x Numba's simulator"
-SOURCES = tuple(
-    f"emulator/{name}.py"
-    for name in (
-        *("rewrite", "rewrite_statements", "rewrite_expressions", "rewrite_calls", "counting"),
-        *("infer", "arithmetic", "program", "run", "machine", "block", "thread", "schedule"),
-        *("twins", "barriers", "tracer", "batch", "log", "requests", "words", "races"),
-        *("observed", "uninitialised", "traffic", "report"),
-    )
+# What runs between a launch and its report: the emulator, what it imports, and the kernels below.
+SOURCES = (
+    *("arguments.py", "bits.py", "dtypes.py", "namespace.py", "bench_emulator.py"),
+    *(f"emulator/{path.name}" for path in sorted((record.PACKAGE / "emulator").glob("*.py"))),
 )
 
 

@@ -24,9 +24,9 @@ from .cross_entropy_stream import (
 from .dtypes import dtype_name, vector_width
 from .warp import LOWEST
 
-# 16-byte pieces of a row up to which so many threads take it: about a dozen pieces each. 50,304
-# columns of bfloat16 are 6288 pieces, of float32 12,576.
-TEAMS = ((128, 64), (1024, 128), (3072, 256), (8192, 512), (1 << 32, 1024))
+# 16-byte pieces of a row up to which so many threads take it. 50,304 columns of bfloat16 are 6288
+# pieces, of float32 12,576.
+TEAMS = ((128, 64), (1024, 128), (3072, 256), (4096, 512), (1 << 32, 1024))
 COUNTED_BELOW = 16384  # bytes of a row; of longer ones so few blocks work that each may count
 RESIDENT_THREADS = 1024  # of a multiprocessor, with the 64 registers that the kernel may use
 RESERVED = 2048  # bytes of shared memory that a block needs besides the row

@@ -15,11 +15,11 @@ from .dtypes import itemsize, vector_width
 from .jit import jit
 from .namespace import cuda, float32, int64, uint32, uint64
 from .softmax_rows import exp_of, shift_of
-from .warp import LOWEST, block_sum
+from .warp import LOWEST, block_sum, warp_max, warp_sum
 
 LN2 = 0.6931471805599453
 NAN = float("nan")
-SCRATCH = 65  # shared floats: two for each of 32 warps, and whether the block is the last one
+SCRATCH = 129  # shared floats: twice two for each of 32 warps, and whether the block is the last
 COUNT_AHEAD = 8  # targets that a thread has on their way
 
 
@@ -70,6 +70,38 @@ def include(width: int):
 
 
 @jit(device=True)
+def add_edge(edge, peak, total):
+    """A running maximum and sum with one value more; −∞ adds nothing."""
+    top = max(peak, edge)
+    shift = shift_of(top)
+    return top, total * exp_of(peak - shift) + exp_of(edge - shift)
+
+
+@jit(device=True)
+def block_maximum_and_sum(peak, total, scratch, side):
+    """(m, s) of a block from its threads' own: m = max peak, s = Σ total · exp(peak − m).
+
+    In every thread, after one barrier; scratch[side : side + 64] must not be what the call before
+    has used. blockDim.x is a multiple of 32.
+    """
+    lane = uint32(cuda.threadIdx.x) & uint32(31)
+    place = uint32(side) + (uint32(cuda.threadIdx.x) >> uint32(5))
+    top = warp_max(peak)
+    total = warp_sum(total * exp_of(peak - shift_of(top)))
+    if lane == 0:
+        scratch[place] = top
+        scratch[place + uint32(32)] = total
+    cuda.syncthreads()
+    peak = float32(LOWEST)
+    total = float32(0)
+    if lane < uint32(cuda.blockDim.x) >> uint32(5):
+        peak = scratch[uint32(side) + lane]
+        total = scratch[uint32(side) + uint32(32) + lane]
+    top = warp_max(peak)
+    return top, warp_sum(total * exp_of(peak - shift_of(top)))
+
+
+@jit(device=True)
 def natural_log(x):
     return ptx.lg2(x) * float32(LN2)
 
@@ -100,9 +132,9 @@ def finish(losses, targets, loss, count, arrived, rows, ignore, scratch):
     if cuda.threadIdx.x == 0:
         came = ptx.atomic_add_acq_rel(arrived, 0, 1)
         last = uint32(came) == uint32(cuda.gridDim.x) - uint32(1)
-        scratch[64] = float32(1) if last else float32(0)
+        scratch[128] = float32(1) if last else float32(0)
     cuda.syncthreads()
-    if scratch[64] == float32(0):
+    if scratch[128] == float32(0):
         return
     total = float32(0)
     i = uint32(cuda.threadIdx.x)

@@ -19,22 +19,13 @@ from .warp import LOWEST, block_max, block_sum
 THREADS = 128  # a constant, for `range` divides by it
 
 
-@jit
-def cross_entropy_naive(x, targets: "int64", losses: "float32", out, ignore, scale: "float32"):
-    scratch = cuda.shared.array(SCRATCH, float32)
+@jit(device=True)
+def write_gradient_and_loss(x, target, losses, out, ignore, scale, peak, total):
+    """Gradient and loss of the block's row, whose maximum and sum of exponentials are known."""
     columns = x.shape[1]
     row = cuda.blockIdx.x
     start = row * columns
-    target = targets[row]
     kept = target != ignore
-    peak = float32(LOWEST)
-    for j in range(cuda.threadIdx.x, columns, THREADS):
-        peak = max(peak, ptx.load(x, start + j))
-    peak = shift_of(block_max(peak, scratch, 0))
-    total = float32(0)
-    for j in range(cuda.threadIdx.x, columns, THREADS):
-        total += exp_of(ptx.load(x, start + j) - peak)
-    total = block_sum(total, scratch, 32)
     for j in range(cuda.threadIdx.x, columns, THREADS):
         gradient = float32(0)
         if kept:
@@ -49,13 +40,30 @@ def cross_entropy_naive(x, targets: "int64", losses: "float32", out, ignore, sca
 
 
 @jit
+def cross_entropy_naive(x, targets: "int64", losses: "float32", out, ignore, scale: "float32"):
+    scratch = cuda.shared.array(SCRATCH, float32)
+    columns = x.shape[1]
+    row = cuda.blockIdx.x
+    start = row * columns
+    target = targets[row]
+    peak = float32(LOWEST)
+    for j in range(cuda.threadIdx.x, columns, THREADS):
+        peak = max(peak, ptx.load(x, start + j))
+    peak = shift_of(block_max(peak, scratch, 0))
+    total = float32(0)
+    for j in range(cuda.threadIdx.x, columns, THREADS):
+        total += exp_of(ptx.load(x, start + j) - peak)
+    total = block_sum(total, scratch, 32)
+    write_gradient_and_loss(x, target, losses, out, ignore, scale, peak, total)
+
+
+@jit
 def cross_entropy_online(x, targets: "int64", losses: "float32", out, ignore, scale: "float32"):
     scratch = cuda.shared.array(SCRATCH, float32)
     columns = x.shape[1]
     row = cuda.blockIdx.x
     start = row * columns
     target = targets[row]
-    kept = target != ignore
     peak = float32(LOWEST)
     total = float32(0)
     for j in range(cuda.threadIdx.x, columns, THREADS):
@@ -67,17 +75,7 @@ def cross_entropy_online(x, targets: "int64", losses: "float32", out, ignore, sc
             total += exp_of(value - shift_of(peak))
     top = shift_of(block_max(peak, scratch, 0))
     total = block_sum(total * exp_of(peak - top), scratch, 32)
-    for j in range(cuda.threadIdx.x, columns, THREADS):
-        gradient = float32(0)
-        if kept:
-            gradient = exp_of(ptx.load(x, start + j) - top) / total
-            if j == target:
-                gradient -= float32(1)
-        ptx.store(out, start + j, gradient * scale)
-    if cuda.threadIdx.x == 0:
-        losses[row] = float32(0)
-        if kept:
-            losses[row] = top - ptx.load(x, start + target) + natural_log(total)
+    write_gradient_and_loss(x, target, losses, out, ignore, scale, top, total)
 
 
 def cross_entropy_by_rung(

@@ -15,6 +15,8 @@ from .cross_entropy_row import (
     HELD,
     NAN,
     SCRATCH,
+    add_edge,
+    block_maximum_and_sum,
     edge_of,
     finish,
     kept_count,
@@ -26,7 +28,7 @@ from .dtypes import vector_width
 from .jit import jit
 from .namespace import cuda, float32, int32, int64, uint32, uint64
 from .softmax_rows import exp_of, shift_of
-from .warp import LOWEST, block_max, block_sum
+from .warp import LOWEST
 
 AHEAD = 2  # pieces that a thread of the backward pass has on their way
 SCALE_THREADS = 256
@@ -56,12 +58,9 @@ def forward_kernel(dtype: str, threads: int):
         if at < columns:
             edge = ptx.load(x, start + uint64(at))
         peak, total = stream(x, start + uint64(head), vectors, values)
-        mine = max(peak, edge)
-        shift = shift_of(mine)
-        total = total * exp_of(peak - shift) + exp_of(edge - shift)
-        top = block_max(mine, scratch, 0)
-        shift = shift_of(top)
-        total = block_sum(total * exp_of(mine - shift), scratch, 32)
+        peak, total = add_edge(edge, peak, total)
+        peak, total = block_maximum_and_sum(peak, total, scratch, 0)
+        shift = shift_of(peak)
         if thread == 0:
             log_sum = natural_log(total)
             lse[row] = shift + log_sum

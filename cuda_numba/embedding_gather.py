@@ -28,8 +28,8 @@ from .namespace import cuda, float32, int32, int64, uint32
 
 THREADS = 128
 WARPS = THREADS // 32
-MIN_BLOCKS = 6  # in a multiprocessor, so that 24 warps or more have rows on their way
-UNROLL = 8  # 16-byte loads that a lane has on their way
+MIN_BLOCKS = 4  # in a multiprocessor, so that 16 warps or more have rows on their way
+UNROLL = 16  # 16-byte loads that a lane has on their way, from sm_90 on
 
 
 @functools.cache
@@ -125,7 +125,8 @@ def gather_kernel(
     others write zeros to the rows of dw without tokens; those from `kept` on are zero already."""
     HELD = accesses * width  # elements of one row that a lane has
     WORDS = min(4, width)  # of an access
-    ROWS = max(2, UNROLL // accesses)  # of dy on their way
+    UNROLLED = UNROLL if overlap else UNROLL // 2  # for sm_75 NVVM would leave longer loops rolled
+    ROWS = max(2, UNROLLED // accesses)  # of dy on their way
     HELD_WORDS = ROWS * accesses * WORDS
     PARTS = ROWS * WORDS // width  # float32 parts that fit into those
     STRETCH_COLUMNS = 32 * HELD

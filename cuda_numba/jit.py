@@ -1,4 +1,4 @@
-"""`jit`: one kernel object for both machines, and the record of what was launched.
+"""`jit`: one kernel object for both machines.
 
     @jit
     def add(a, b, out):
@@ -13,64 +13,15 @@ emulator. The function stays ordinary Numba CUDA: under plain `numba.cuda.jit` i
 """
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 from .arguments import declared_type, is_cuda, parameters, signature_of
+from .launch_log import LaunchRecord, launches, open_logs
+
+__all__ = ["Kernel", "LaunchRecord", "jit", "launches"]
 
 CONFIGURATIONS = 4096  # launchers that a kernel keeps
-
-
-class _Log(list["LaunchRecord"]):
-    """What `launches` gives; wants_reports: each launch is run with everything recorded."""
-
-    wants_reports = False
-
-
-_logs: list[_Log] = []  # of the `with launches()` blocks that are open
-
-
-@dataclass(frozen=True)
-class LaunchRecord:
-    """One launch. device: "emulator" or "cuda". report: see `launches`."""
-
-    kernel: "Kernel"
-    signature: tuple[Any, ...]  # Numba types of the arguments
-    grid: Any
-    block: Any
-    device: str
-    report: Any = None  # emulator.Report
-
-    @property
-    def name(self) -> str:
-        return self.kernel.name
-
-    @property
-    def ptx_sha256(self) -> str:
-        """The hash of the PTX that the launch runs, or for the emulator would run on sm_90a."""
-        return self.kernel.code((9, 0), signature=self.signature).ptx_sha256
-
-
-@contextmanager
-def launches(report: bool = False) -> Iterator[list[LaunchRecord]]:
-    """Record every launch inside the `with` block, in order.
-
-    report: run each with everything recorded, as `Kernel.report` does, and keep the emulator's
-    Report as `launch.report`. A launch on a GPU is then refused with a RuntimeError.
-
-    >>> with launches() as log:
-    ...     softmax(x)
-    >>> [(launch.name, launch.grid) for launch in log]
-    """
-    log = _Log()
-    log.wants_reports = report
-    _logs.append(log)
-    try:
-        yield log
-    finally:
-        _logs[:] = [other for other in _logs if other is not log]  # equal ones stay
 
 
 class Kernel:
@@ -134,7 +85,7 @@ class Kernel:
         if not self.known:
             return first
         quick = self.known[0].bind(
-            grid, block, stream, smem, otherwise=looked_at, current=self.known, logs=_logs
+            grid, block, stream, smem, otherwise=looked_at, current=self.known, logs=open_logs
         )
         if _is_lasting(configuration):
             if len(self._ready) >= CONFIGURATIONS:
@@ -160,7 +111,7 @@ class Kernel:
         """
         if self.device:
             raise TypeError(f"{self.name} is a device function: it runs inside a kernel only")
-        reports, report = any(log.wants_reports for log in _logs), None
+        reports, report = any(log.wants_reports for log in open_logs), None
         if any(map(is_cuda, args)):
             if reports:
                 raise RuntimeError(
@@ -180,7 +131,7 @@ class Kernel:
             self.known.clear()  # the next launch on a GPU is looked at from the start
         self._ready.clear()  # known[0] may be another one now
         self._last = signature
-        for log in _logs:
+        for log in open_logs:
             log.append(LaunchRecord(self, signature, grid, block, device, report))
 
     def launch_on_gpu(self, grid: Any, block: Any, args: tuple, **options: Any) -> tuple:

@@ -1,21 +1,7 @@
 """`python -m cuda_numba.nsight [--json FILE]`: the emulator's counts beside Nsight Compute's.
 
-`ncu` profiles `nsight_cases` on a GPU; the emulator runs the same launches. What is compared:
-
-| count of                     | Nsight Compute                             | must be |
-|------------------------------|--------------------------------------------|---------|
-| global requests and sectors  | l1tex__t_requests, l1tex__t_sectors        | equal   |
-| the same of atomics          | …_op_red and …_op_atom together            | equal   |
-| shared wavefronts, conflicts | smsp__sass_l1tex_data_…, from addresses    | equal   |
-| the same by hardware counter | l1tex__data_…                              | no less |
-| shared instructions          | smsp__sass_inst_executed_op_shared_…       | no less |
-| float32 operations           | smsp__sass_thread_inst_executed_op_fadd, … | equal   |
-
-The hardware counters of shared memory also count wavefronts that wait for something else than a
-bank, the data of global loads on their way to registers, say: they may exceed the emulator's. They
-count ldmatrix with the loads, the counts from addresses keep it apart. Instructions are counted
-also where every lane of a warp is switched off. Operations are compared where the kernel only adds
-and multiplies, for Nsight Compute counts those instructions alone.
+`ncu` profiles `nsight_cases` on a GPU; the emulator runs the same launches. What is compared, and
+how the two must be to each other, is in `nsight_metrics`.
 
 A row: {"kernel", "entry", "metric", "emulator", "nsight", "relation", "equal", "met"}, where nsight
 is null if ncu gave no such number. Exit code 1 where a relation does not hold, 2 where none could
@@ -26,97 +12,18 @@ import argparse
 import csv
 import re
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from operator import mul
 from typing import Any
 
 from . import instrument, record
-from .emulator.traffic import Traffic, traffic_of_sites
 from .instrument import Done, Job
+from .nsight_metrics import METRICS, OPERATIONS, TERMS, Metric
 
 PROGRAM = "ncu"
 COMPILING = 6  # processes that compile the kernels first
 LIMIT = 240.0  # seconds for a process; about 30 are expected
 TRIES = 6  # each without the metrics that the one before did not know
-MATRIX = ("ldmatrix", "stmatrix")
 ROW_KEYS = ("kernel", "entry", "metric", "emulator", "nsight", "relation", "equal", "met")
-
-
-# ---- what the emulator counts
-
-
-def traffic(report: Any, space: str, kind: str, via: tuple[str, ...] = ("", *MATRIX)) -> Traffic:
-    """The traffic of a space and kind that goes by these ways; asynchronous copies left out."""
-    trace = report.trace
-    pairs = zip(trace.sites, traffic_of_sites(trace), strict=True)
-    chosen = (t for s, t in pairs if (s.space, s.kind) == (space, kind) and s.via in via)
-    return sum(chosen, Traffic())
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One count. terms: Nsight Compute's metrics, each times a factor; their sum is compared.
-
-    relation: "equal", or "no less" where Nsight Compute may count more.
-    """
-
-    name: str
-    terms: dict[str, int]
-    emulator: Callable[[Any], int]
-    relation: str = "equal"
-    flops: bool = False  # only for cases whose operations can be compared
-
-
-def _global(kind: str, suffixes: tuple[str, ...], of: str) -> Metric:
-    terms = {f"l1tex__t_{of}_pipe_lsu_mem_global_op_{s}.sum": 1 for s in suffixes}
-    return Metric(f"global {kind} {of}", terms, lambda r: getattr(traffic(r, "global", kind), of))
-
-
-def _shared(kind: str, suffix: str, of: str) -> Metric:
-    """From the hardware's counters."""
-    counter = "data_bank_conflicts_pipe_lsu" if of == "conflicts" else "data_pipe_lsu_wavefronts"
-    name = f"l1tex__{counter}_mem_shared_op_{suffix}.sum"
-    return Metric(
-        f"shared {kind} {of}, by hardware",
-        {name: 1},
-        lambda r: getattr(traffic(r, "shared", kind), of),
-        "no less",
-    )
-
-
-def _exact(kind: str, suffix: str, of: str) -> Metric:
-    """From the addresses of every instruction."""
-    counter = "data_bank_conflicts_pipe_lsu" if of == "conflicts" else "data_pipe_lsu_wavefronts"
-    via = ("ldmatrix",) if suffix == "ldsm" else ("",)
-    what = "ldmatrix" if suffix == "ldsm" else f"shared {kind}"
-    name = f"smsp__sass_l1tex_{counter}_mem_shared_op_{suffix}.sum"
-    return Metric(f"{what} {of}", {name: 1}, lambda r: getattr(traffic(r, "shared", kind, via), of))
-
-
-def _instructions(kind: str, suffix: str) -> Metric:
-    name = f"smsp__sass_inst_executed_op_shared_{suffix}.sum"
-    return Metric(
-        f"shared {kind} instructions", {name: 1},
-        lambda r: traffic(r, "shared", kind, ("",)).requests, "no less",
-    )  # fmt: skip
-
-
-OPERATIONS = {f"smsp__sass_thread_inst_executed_op_f{op}_pred_on.sum": n
-              for op, n in (("add", 1), ("mul", 1), ("fma", 2))}  # fmt: skip
-METRICS = [
-    *(_global("load", ("ld",), of) for of in ("requests", "sectors")),
-    *(_global("store", ("st",), of) for of in ("requests", "sectors")),
-    *(_global("atomic", ("red", "atom"), of) for of in ("requests", "sectors")),
-    *(_exact("load", "ld", of) for of in ("wavefronts", "conflicts")),
-    *(_exact("store", "st", of) for of in ("wavefronts", "conflicts")),
-    *(_exact("load", "ldsm", of) for of in ("wavefronts", "conflicts")),
-    *(_shared("load", "ld", of) for of in ("wavefronts", "conflicts")),
-    *(_shared("store", "st", of) for of in ("wavefronts", "conflicts")),
-    *(_instructions(kind, suffix) for kind, suffix in (("load", "ld"), ("store", "st"))),
-    Metric("float32 operations", OPERATIONS, lambda r: r.flops_by_type["float32"], flops=True),
-]
-TERMS = list(dict.fromkeys(term for metric in METRICS for term in metric.terms))
 
 
 # ---- what ncu prints
@@ -216,6 +123,15 @@ def met(counted: int, nsight: int | None, relation: str) -> bool | None:
     if nsight is None:
         return None
     return nsight == counted if relation == "equal" else nsight >= counted
+
+
+def reason(r: dict) -> str:
+    """Why Nsight Compute counts something else in this row; "" where that is not known."""
+    from .nsight_cases import CASES
+
+    if r["metric"] == OPERATIONS:
+        return next((case.apart for case in CASES if case.name == r["kernel"]), "")
+    return next((metric.more for metric in METRICS if metric.name == r["metric"]), "")
 
 
 def check_row(r: dict) -> None:

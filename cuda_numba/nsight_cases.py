@@ -136,7 +136,10 @@ def matrix_kernel(swizzled: bool):
 
 @dataclass(frozen=True)
 class Case:
-    """A launch. make(device) gives its arguments; flops: float32 operations can be compared."""
+    """A launch. make(device) gives its arguments; flops: float32 operations can be compared.
+
+    apart: why they cannot, although the kernel does nothing but add and multiply.
+    """
 
     name: str
     kernel: Kernel
@@ -144,6 +147,7 @@ class Case:
     block: Any
     make: Callable[[str], tuple]
     flops: bool = False
+    apart: str = ""
 
     def launch(self, device: str) -> Callable[[], None]:
         """The launch, ready to be made: its arguments stay alive."""
@@ -204,6 +208,10 @@ def _stored(bytes_: int, step: int) -> Case:
     return Case(name, store_kernel(bytes_, step), 1, TILE, _words(TILE, TILE))
 
 
+LAST_SUM = (
+    "ptxas moves the addition behind the last shuffle into the branch of thread 0, which alone "
+    "uses it"
+)
 TREE = _floats(500, 2)  # two blocks, of which the second is not full
 CASES = [
     _copy("copy", 1, 0),
@@ -224,7 +232,8 @@ CASES = [
     Case("sum by atomics", sum_atomic, 2, 256, _floats(500, 1)),
     Case("sum by a tree with conflicts", sum_conflicts, 2, 256, TREE, flops=True),
     Case("sum by a tree", sum_sequential, 2, 256, TREE, flops=True),
-    Case("sum by shuffles", sum_shuffle, 2, 256, TREE, flops=True),
+    # 5120 operations in the source, 5120 - 512 + 2 on the GPU: of 512 threads two are thread 0.
+    Case("sum by shuffles", sum_shuffle, 2, 256, TREE, flops=False, apart=LAST_SUM),
     Case("sum by 16-byte loads", reduce_kernel("float32", 4, "sum"), 2, 256, _reduce),
     Case(
         "softmax by 16-byte accesses",

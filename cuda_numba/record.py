@@ -5,12 +5,14 @@
            "error", "goal", "met", "source_sha256"}
 
 README, book and notebooks read these files and copy no numbers. `is_current` says whether the
-kernel's source is still what was measured; where it is not, they say "older kernel".
+kernel is still what was measured; where it is not, they say "older kernel". What counts is the
+program: a comment, a docstring or another layout of its files leaves it what it was.
 
 Files of rows with other keys are written by `save` and read by `read` with a `check_row` of their
 own, see `instrument`; they lie in `results/tools/`.
 """
 
+import ast
 import hashlib
 import json
 import math
@@ -43,12 +45,59 @@ def met(value: float, unit: str, goal: float | None) -> bool | None:
 
 
 def source_sha256(*names: str) -> str:
-    """One hash over files of this package, whatever the line ends of the checkout."""
+    """One hash over files of this package: of the programs in Python files, of others' bytes."""
     digest = hashlib.sha256()
     for name in names:
-        data = (PACKAGE / name).read_bytes().replace(b"\r\n", b"\n")
+        data = (PACKAGE / name).read_bytes()
+        data = program(data).encode() if name.endswith(".py") else data.replace(b"\r\n", b"\n")
         digest.update(hashlib.sha256(data).digest())
     return digest.hexdigest()
+
+
+def program(source: bytes) -> str:
+    """A Python file's syntax tree as text, without docstrings: the same text on every Python.
+
+    Comments, blank lines, line breaks, redundant brackets and commas, the kind of quotes and the
+    spelling of a number are not in the tree. (`ast.dump` writes one tree differently in different
+    versions.) Raises SyntaxError where this Python does not understand the file.
+    """
+    return _text(ast.parse(source))
+
+
+def _text(node: object) -> str:
+    match node:
+        case list():
+            return f"[{', '.join(_text(item) for item in node if not _is_string_alone(item))}]"
+        case ast.JoinedStr():
+            return f"JoinedStr({_text(_joined(node.values))})"
+        case ast.AST():
+            # Newer versions have fields that older ones lack: None or [] where they are not used.
+            # `kind` is the u of u"text".
+            fields = ((name, x) for name, x in ast.iter_fields(node) if x is not None and x != [])
+            texts = (f"{name}={_text(x)}" for name, x in fields if name != "kind")
+            return f"{type(node).__name__}({', '.join(texts)})"
+    return ascii(node)  # repr escapes what the version's Unicode tables do not call printable
+
+
+def _is_string_alone(node: object) -> bool:
+    """A statement that is a string: a docstring, or a comment in effect."""
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
+
+
+def _joined(values: list[ast.expr]) -> list[ast.expr | str]:
+    """The parts of an f-string; versions differ in where they cut its text, and in empty pieces."""
+    parts: list = []
+    for value in values:
+        text = value.value if isinstance(value, ast.Constant) else None
+        if text is not None and parts and isinstance(parts[-1], str):
+            parts[-1] += text
+        elif text != "":
+            parts.append(value if text is None else text)
+    return parts
 
 
 def row(
@@ -160,12 +209,12 @@ def read(path: str | Path, check_row: Check = check_row) -> dict:
 
 
 def is_current(r: dict, sources: tuple[str, ...]) -> bool:
-    """Whether the files that a row measured are still the same."""
+    """Whether the programs that a row measured are still the same."""
     return r["source_sha256"] == source_sha256(*sources)
 
 
 def label(r: dict, sources: tuple[str, ...]) -> str:
-    """What to write beside a number: "older kernel" where its source has changed since, else ""."""
+    """What to write beside a number: "older kernel" where it is another program since, else ""."""
     return "" if is_current(r, sources) else "older kernel"
 
 

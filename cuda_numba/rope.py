@@ -33,6 +33,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from . import ptx
+from .access import loader, storer
 from .dtypes import FLOATS, dtype_name, vector_width
 from .jit import jit
 from .namespace import cuda, float32, int64, uint32
@@ -50,40 +51,17 @@ def rope_reference(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tor
 
 
 @functools.cache
-def movers(width: int):
-    """Device functions (load, store, load_angles) of `width` elements: 16 bytes of them, or 1.
-
-    The loads of x go past the read-only path: y may be x.
-    """
-
-    @jit(device=True)
-    def load_vector(x, i, values, j):
-        ptx.load_vector_no_allocate(x, i, values, j)
-
-    @jit(device=True)
-    def store_vector(y, i, values, j):
-        ptx.store_vector_cs(y, i, values, j)
+def angle_loader(width: int):
+    """Device function: table[i : i + width], float32 whatever x is → values[0 : width]."""
+    EACH = min(width, 4)  # of an access
+    load = loader(width, ptx.load_vector)
 
     @jit(device=True)
     def load_angles(table, i, values):
-        for k in range(width // 4):
-            ptx.load_vector(table, i + 4 * k, values, 4 * k)
+        for k in range(width // EACH):
+            load(table, i + EACH * k, values, EACH * k)
 
-    @jit(device=True)
-    def load_element(x, i, values, j):
-        values[j] = ptx.load(x, i)
-
-    @jit(device=True)
-    def store_element(y, i, values, j):
-        ptx.store(y, i, values[j])
-
-    @jit(device=True)
-    def load_angle(table, i, values):
-        values[0] = table[i]
-
-    if width == 1:
-        return load_element, store_element, load_angle
-    return load_vector, store_vector, load_angles
+    return load_angles
 
 
 @functools.cache
@@ -96,7 +74,9 @@ def rope_kernel(dtype: str, half: int, width: int, heads: int, along_heads: bool
     ACCESSES = half // width  # threads that share a half
     HELD = heads * width
     SIGN = -1.0 if inverse else 1.0
-    load, store, load_angles = movers(width)
+    load = loader(width, ptx.load_vector_no_allocate)  # not the read-only path: y may be x
+    store = storer(width, ptx.store_vector_cs)
+    load_angles = angle_loader(width)
 
     @jit(pointers=True, launch_bounds=(THREADS, 1))
     def rope_turn(

@@ -20,8 +20,8 @@ GOAL = 1.5  # times the speed of Hugging Face `tokenizers`, in training
 PEER = "tokenizers"
 STEPS = ("compiled.py", "splitter.py", "words.py", "patterns.py", "unicode_classes.py")
 SOURCES = {  # pass → the files that are measured
-    "train": ("tokenizer.py", "counter.py", "merger.py", *STEPS),
-    "encode": ("tokenizer.py", "encoder.py", *STEPS),
+    "train": ("tokenizer.py", "coder.py", "counter.py", "merger.py", *STEPS),
+    "encode": ("tokenizer.py", "coder.py", "encoder.py", *STEPS),
 }
 
 

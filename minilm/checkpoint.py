@@ -15,6 +15,8 @@ weights from that file.)
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -201,28 +203,33 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor], text: str | None = None) -> Path:
     """Write beside `path`, onto the disk; returns where."""
+    with _beside(path) as new:
+        mode = new.stat().st_mode
+        save_file(tensors, new, metadata=None if text is None else {"minilm": text})
+        new.chmod(mode)  # save_file puts a file of its own there, for the user's eyes only
+    return new
+
+
+def _write_bytes(path: Path, data: bytes) -> Path:
+    """Write beside `path`, onto the disk; returns where."""
+    with _beside(path) as new:
+        new.write_bytes(data)
+    return new
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A new file beside `path`, open to whom the umask lets; flushed to the disk at the end."""
     new = path.with_name(path.name + ".new")
     try:
-        save_file(tensors, new, metadata=None if text is None else {"minilm": text})
+        new.unlink(missing_ok=True)  # left by a process that was killed
+        new.touch(exist_ok=False)
+        yield new
         with open(new, "rb+") as file:
             os.fsync(file.fileno())
     except BaseException:
         new.unlink(missing_ok=True)
         raise
-    return new
-
-
-def _write_bytes(path: Path, data: bytes) -> Path:
-    new = path.with_name(path.name + ".new")
-    try:
-        with open(new, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
-    return new
 
 
 def _flush_folder(folder: Path) -> None:

@@ -9,6 +9,7 @@ Everything that the command does after it starts counts towards `--minutes`.
 import argparse
 import json
 import os
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +44,7 @@ CHOICES += ("clip", "dtype", "seed", "threads", "eval_every", "save_every")  # o
 # What a run that goes on has settled long ago: everything that would make it another run.
 SETTLED = ("preset", "data", "steps", "minutes", "out", "tokenizer", *SIZES)
 SETTLED += tuple(name for name in CHOICES if name not in FREE)
+LINES = 100  # of progress in a whole run, where standard output is not a terminal
 SOURCE = "source.json"  # where the text came from: what --resume needs beside the checkpoint
 
 
@@ -126,7 +128,8 @@ def begin_run(args: argparse.Namespace, started: float) -> int:
         tok = Tokenizer.load(args.tokenizer)
     else:
         tok = Tokenizer.train(corpus.texts("train"), shape.vocab_size)
-        print(f"tokenizer: {tok.vocab_size} tokens, {time.perf_counter() - started:.1f} s")
+        seconds = time.perf_counter() - started
+        print(f"tokenizer: {tok.vocab_size} tokens, {seconds:.1f} s", flush=True)
     data, heldout = streams(corpus, tok)
     torch.manual_seed(config.seed)
     # A short text has fewer tokens than asked for: the model is not to have more than its tokenizer
@@ -156,7 +159,7 @@ def resume_run(args: argparse.Namespace) -> int:
     tok = Tokenizer.load(out / "tokenizer.json")
     data, heldout = streams(corpus_of(source["data"]), tok)
     print_config(model, config, out)
-    print(f"going on after step {values['step']}")
+    print(f"going on after step {values['step']}", flush=True)
     return train_and_tell(model, tok, data, heldout, config, out, source, args.ship, resume=True)
 
 
@@ -183,15 +186,19 @@ def train_and_tell(model, tok, data, heldout, config, out, source, ship_to, *, r
     if ship_to and heldout is None:
         raise ValueError("--ship: the model's card needs held-out files, and there are none")
 
-    def note_source(model: MiniLM, row: dict) -> None:
+    lines = not sys.stdout.isatty()  # a terminal shows a bar
+
+    def look(model: MiniLM, row: dict) -> None:
         if not (out / SOURCE).is_file():  # at the first row: a run that is refused leaves nothing
             text = json.dumps(source, indent=1) + "\n"
             (out / SOURCE).write_text(text, encoding="utf-8", newline="\n")
+        if lines and is_told(row, config.steps):
+            print(progress_line(row, config.steps), flush=True)
 
     history = train(
-        model, data, config, tok=tok, valid=heldout, out=out, resume=resume, callback=note_source
+        model, data, config, tok=tok, valid=heldout, out=out, resume=resume, callback=look
     )
-    print(f"checkpoint: {out}")
+    print(f"checkpoint: {out}", flush=True)
     if ship_to:
         ship(ship_to, model, tok, config, heldout, history, source)
     if heldout is None:
@@ -201,13 +208,30 @@ def train_and_tell(model, tok, data, heldout, config, out, source, ship_to, *, r
     return 0
 
 
+def is_told(row: dict, steps: int) -> bool:
+    """Does this row of the history get a line? LINES of a run do, and all with a validation."""
+    step = row["step"]
+    return step in (1, steps) or step % max(1, steps // LINES) == 0 or "valid_loss" in row
+
+
+def progress_line(row: dict, steps: int) -> str:
+    """A row of the history as a line to read: `step 20/300 | loss 5.122 | …`."""
+    parts = [f"step {row['step']:>{len(str(steps))}}/{steps}", f"loss {row['loss']:.3f}"]
+    if row["bits_per_byte"] is not None:
+        parts.append(f"{row['bits_per_byte']:.2f} bits per byte")
+    parts += [f"lr {row['lr']:.1e}", f"{row['tokens_per_second']:,.0f} tokens/s"]
+    if row.get("valid_bits_per_byte") is not None:
+        parts.append(f"validation {row['valid_bits_per_byte']:.2f}")
+    return " | ".join(parts)
+
+
 def streams(corpus: Corpus, tok: Tokenizer) -> tuple[TokenStream, TokenStream | None]:
     """The training tokens, and the held-out ones; None where no file with text is held out."""
     heldout = None
     if corpus.n_bytes("heldout"):
         heldout = TokenStream.from_corpus(corpus, tok, "heldout")
     data = TokenStream.from_corpus(corpus, tok, "train")
-    print(f"data: {data!r}; held out: {heldout!r}")
+    print(f"data: {data!r}; held out: {heldout!r}", flush=True)
     return data, heldout
 
 

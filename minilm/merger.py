@@ -15,6 +15,9 @@ count when it comes up.
 The kernels allocate nothing. When an array gets short they stop where they are, and Python makes
 the array longer and calls them again.
 
+The hash tables, the heap and the loop stand in one file because a kernel may only call functions of
+its own (compiled.py).
+
 Source of the order: Hugging Face `tokenizers`, `BpeTrainer` (with 64-bit counts).
 """
 

@@ -2,10 +2,10 @@
 
     text ──special tokens──▶ parts ──pattern──▶ pieces ──merges──▶ ids
 
-The algorithm is told in bpe.py. Here stand the class and the choice between two ways to do each
-step: plain Python (plain.py) for small inputs, compiled by Numba (counter.py, merger.py,
-encoder.py) for large ones. Both give the same merges and ids. Compiling happens once and is kept on
-disk.
+The algorithm is told in bpe.py. It is done in two ways that give the same merges and ids: in plain
+Python (plain.py) for small inputs, compiled by Numba (counter.py, merger.py, encoder.py) for large
+ones. Compiling happens once and is kept on disk. How merges are learned is chosen here, how text is
+encoded in coder.py.
 
 Ids: special tokens first, in the order given, then the 256 bytes (bpe.BYTE_ORDER), then one new
 token for each merge.
@@ -18,26 +18,19 @@ surrogate in a str, are single characters that are neither letter, number nor sp
 import hashlib
 import operator
 import os
-import sys
-import tempfile
-from collections.abc import Iterable, Iterator
+import secrets
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from . import plain, tokenizer_json
 from .bpe import BYTE_ORDER
+from .coder import PLAIN_BYTES, Coder, Text, batches
 from .patterns import Pattern, pattern_named
 from .special_tokens import SpecialTokens, checked_names
 from .tokenizer_json import CHAR_OF_BYTE, Contents, unspell
 
-Text = str | bytes
-
-BATCH_BYTES = 4 << 20  # texts are taken in batches of this size, which bounds the memory
-# What plain Python does in a third of a second never waits for numba, let alone for its compiler.
-# Once the kernels are there, plain Python is faster on very small texts only.
-PLAIN_BYTES = 1 << 20
-SMALL_BYTES = 1 << 11
 END_OF_TEXT = "<|endoftext|>"
 
 
@@ -62,12 +55,12 @@ class Tokenizer:
         self.vocab_size = max(vocab.values()) + 1
         self.pattern = contents.pattern.name
         self._contents = contents
-        self._byte_ids = [vocab[CHAR_OF_BYTE[byte]] for byte in range(256)]
+        byte_ids = [vocab[CHAR_OF_BYTE[byte]] for byte in range(256)]
         self._merges = [
             (vocab[left], vocab[right], vocab[left + right]) for left, right in contents.merges
         ]
         self._tokens = {number: _token_bytes(token) for token, number in vocab.items()}
-        made = {new_id for _, _, new_id in self._merges} | set(self._byte_ids)
+        made = {new_id for _, _, new_id in self._merges} | set(byte_ids)
         for name, number in self.special_tokens.items():
             data = name.encode("utf-8")
             if number in made and self._tokens[number] != data:
@@ -77,10 +70,8 @@ class Tokenizer:
                 )
             self._tokens[number] = data
         whole = set(vocab) - set(self.special_tokens) if contents.ignore_merges else ()
-        self._whole = {self._tokens[vocab[token]]: vocab[token] for token in whole}
-        self._plain = plain.PlainEncoder(self._byte_ids, self._merges, self._whole)
-        self._plain_bytes = 0  # encoded by it so far
-        self._encoders: list = []  # compiled ones, as many as threads have used at the same time
+        whole_ids = {self._tokens[vocab[token]]: vocab[token] for token in whole}
+        self._coder = Coder(contents.pattern, self._special, byte_ids, self._merges, whole_ids)
 
     # Making one
 
@@ -143,13 +134,15 @@ class Tokenizer:
         The file appears whole or not at all.
         """
         path = Path(path)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+        # not by `tempfile`, whose files are closed to all but the user, whatever the umask says
+        temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+        file = open(temporary, "xb")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with file:
                 file.write(self.to_json())
             os.replace(temporary, path)
         except BaseException:
-            os.unlink(temporary)
+            temporary.unlink()
             raise
 
     def to_json(self) -> bytes:
@@ -195,10 +188,7 @@ class Tokenizer:
         """
         if not isinstance(text, str | bytes):
             raise TypeError(f"text: must be str or bytes, got {type(text).__name__}")
-        names = self._special.allowed(allowed_special)
-        if self._compiled_for(len(text)):
-            return self._encode_compiled([_to_bytes(text)], names)[0].tolist()
-        return self._encode_plain(text, names)
+        return self._coder.encode(text, self._special.allowed(allowed_special))
 
     def encode_array(
         self, texts: Iterable[Text], allowed_special: str | Iterable[str] = "none"
@@ -210,19 +200,7 @@ class Tokenizer:
 
         Special tokens that are written out in the texts are text, unless allowed.
         """
-        names = self._special.allowed(allowed_special)
-        ids = [np.zeros(0, dtype=np.int32)]
-        offsets = [np.zeros(1, dtype=np.int64)]
-        for batch in _batches(texts):
-            if self._compiled_for(sum(map(len, batch))):
-                found, ends = self._encode_compiled(batch, names)
-            else:
-                lists = [self._encode_plain(text, names) for text in batch]
-                found = np.array([token for tokens in lists for token in tokens], dtype=np.int32)
-                ends = np.cumsum([len(tokens) for tokens in lists])
-            ids.append(found)
-            offsets.append(ends + offsets[-1][-1])
-        return np.concatenate(ids), np.concatenate(offsets)
+        return self._coder.encode_array(texts, self._special.allowed(allowed_special))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text behind `ids`; bytes that are no UTF-8, like half a character, become U+FFFD."""
@@ -241,69 +219,14 @@ class Tokenizer:
                 f"ids: must be tokens, 0 to {self.vocab_size - 1}, got {ids[k]!r} at place {k}"
             ) from None
 
-    # How it is done
-
-    def _compiled_for(self, size: int) -> bool:
-        """Whether to encode so many bytes with the compiled encoder."""
-        if size < SMALL_BYTES:
-            return False
-        if "minilm.encoder" in sys.modules:
-            return True
-        self._plain_bytes += size
-        return self._plain_bytes > PLAIN_BYTES
-
-    def _encode_plain(self, text: Text, names: frozenset[str]) -> list[int]:
-        split = pattern_named(self.pattern).split
-        ids: list[int] = []
-        for k, part in enumerate(self._special.split(plain.to_text(text), names)):
-            if k % 2:
-                ids.append(part)
-            else:
-                ids += self._plain.encode(part, split)
-        return ids
-
-    def _encode_compiled(
-        self, texts: list[bytes], names: frozenset[str]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of all texts (int32), and where those of each text end (int64)."""
-        parts: list[bytes] = []
-        marks: list[tuple[int, int]] = []  # special tokens: how many parts stand before it, its id
-        last: list[int] = []  # how many parts stand before the end of each text
-        for text in texts:
-            for k, part in enumerate(self._special.split(text, names)):
-                if k % 2:
-                    marks.append((len(parts), part))
-                else:
-                    parts.append(part)
-            last.append(len(parts))
-        ids, offsets = self._encode_parts(parts)
-        if not marks:
-            return ids, offsets[last]
-        before, special_ids = np.array(marks).T
-        ids = np.insert(ids, offsets[before], special_ids)
-        return ids, offsets[last] + np.searchsorted(before, last)
-
-    def _encode_parts(self, parts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """ids (int32) and offsets (int64) of texts without special tokens."""
-        from .encoder import Encoder
-
-        try:
-            encoder = self._encoders.pop()
-        except IndexError:
-            pattern = pattern_named(self.pattern)
-            encoder = Encoder(pattern, self._byte_ids, self._merges, self._whole)
-        found = encoder.encode(parts)
-        self._encoders.append(encoder)
-        return found
-
 
 def _learn(
     texts: Iterable[Text], pattern: Pattern, vocab: dict[str, int], vocab_size: int, least: int
 ) -> list[plain.Merge]:
     """Merges (left id, right id, id of the result), in plain Python or compiled; new tokens are
     added to `vocab`."""
-    batches = _batches(texts)
-    first = next(batches, [])
+    rest = batches(texts)
+    first = next(rest, [])
     byte_ids = [vocab[CHAR_OF_BYTE[byte]] for byte in range(256)]
     if sum(map(len, first)) <= PLAIN_BYTES:  # less than a batch: all there is
         counts = plain.count_pieces(first, pattern)
@@ -316,7 +239,7 @@ def _learn(
 
     counter = PieceCounter(pattern)
     counter.add(first)
-    for batch in batches:
+    for batch in rest:
         counter.add(batch)
     # Of special tokens only those count that are spelled like bytes: a merge can make them.
     tokens = [unspell(token) or b"" for token in vocab]
@@ -343,25 +266,3 @@ def _whole_number(name: str, value) -> int:
         return operator.index(value)
     except TypeError:
         raise TypeError(f"{name}: must be a whole number, got {value!r}") from None
-
-
-def _to_bytes(text: Text) -> bytes:
-    return text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-
-
-def _batches(texts: Iterable[Text]) -> Iterator[list[bytes]]:
-    """Texts as bytes, in lists of about BATCH_BYTES."""
-    if isinstance(texts, str | bytes):
-        raise TypeError("texts: must be an iterable of texts, got a single one: write [text]")
-    batch: list[bytes] = []
-    size = 0
-    for k, text in enumerate(texts):
-        if not isinstance(text, str | bytes):
-            raise TypeError(f"texts: must hold str, got {type(text).__name__} at place {k}")
-        batch.append(_to_bytes(text))
-        size += len(batch[-1])
-        if size >= BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch

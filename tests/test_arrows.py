@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # The modules of minilm that may reach down to the kernels.
 DOORS = ("minilm/ops.py", "minilm/doctor.py", "minilm/exercises/")
-ABOVE = {"notebooks", "book", "tests", "course"}
+ABOVE = {"notebooks", "book", "tests", "course", "tools"}
 
 
 def imported(source: str, path: str) -> set[str]:

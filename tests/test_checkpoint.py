@@ -233,3 +233,19 @@ def test_a_file_of_another_program_is_refused(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "a" / "training.safetensors")
     with pytest.raises(ValueError, match="not a training run of this package"):
         load_training_state(tmp_path / "a")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o002, 0o077], ids=oct)
+def test_files_are_open_to_whom_the_umask_lets(tmp_path, tok, umask):
+    """Weights on a shared disk: the library that writes them would keep them to their owner."""
+    before = os.umask(umask)
+    try:
+        save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors.new")  # as after a kill
+        save_checkpoint(tmp_path, MiniLM(CONFIG), tok, training=({"step": 1}, {}))
+        tok.save(tmp_path / "alone.json")
+        (tmp_path / "like any").write_text("", encoding="utf-8")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert len(modes) == 6 and set(modes.values()) == {0o666 & ~umask}

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import io
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minilm import bench, command_bench, commands
+from minilm import bench, command_bench, command_train, commands
 from minilm.__main__ import build_parser, main
 from minilm.checkpoint import load, load_training_state
 from minilm.corpus import is_held_out
@@ -126,6 +127,50 @@ def test_train_from_text_to_checkpoint(corpus, tmp_path, capsys):
     assert main(["eval", "--model", str(out), "--data", str(corpus), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["bits_per_byte"] == pytest.approx(history[-1]["valid_bits_per_byte"], rel=1e-4)
+
+
+class Terminal(io.TextIOWrapper):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("kind", [io.TextIOWrapper, Terminal])
+def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(corpus, tmp_path, monkeypatch, kind):
+    """What has left the buffers is looked at before each step: a log is read while it grows."""
+    written, seen, step = io.BytesIO(), [], Run.step
+
+    def look(self, n):
+        seen.append(written.getvalue().decode())
+        return step(self, n)
+
+    monkeypatch.setattr(Run, "step", look)
+    stdout = kind(written, encoding="utf-8", newline="\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stdout)
+        assert main(train(corpus, tmp_path / "run", "--eval-every", "2")) == 0
+    stdout.flush()
+    text = written.getvalue().decode()
+    lines = [line for line in text.splitlines() if line.startswith("step ")]
+    if kind is Terminal:
+        assert "\r" in text and lines == []
+        return
+    assert "\r" not in text and len(lines) == 3
+    number = r"\d[\d.,e+-]*"
+    pattern = rf"step \d/3 \| loss {number} \| {number} bits per byte \| lr {number} \| "
+    pattern += rf"{number} tokens/s( \| validation {number})?"
+    assert all(re.fullmatch(pattern, line) for line in lines)
+    assert ["validation" in line for line in lines] == [False, True, True]
+    assert "data: " in seen[0] and "step 1/3" not in seen[0]
+    assert "step 1/3" in seen[1] and "step 2/3" in seen[2]
+
+
+@pytest.mark.parametrize(("steps", "told"), [(1, 1), (7, 7), (199, 199), (1000, 101), (4321, 102)])
+def test_a_long_run_has_about_a_hundred_lines_of_progress(steps, told):
+    rows = [{"step": step} for step in range(1, steps + 1)]
+    numbers = [row["step"] for row in rows if command_train.is_told(row, steps)]
+    assert len(numbers) == told and (numbers[0], numbers[-1]) == (1, steps)
+    assert command_train.is_told({"step": 13, "valid_loss": 1.0}, 10_000)
+    assert not command_train.is_told({"step": 13}, 10_000)
 
 
 def test_the_same_seed_gives_the_same_run_and_another_does_not(corpus, run, tmp_path):

@@ -10,9 +10,10 @@ import re
 import nbformat
 import pytest
 
-import course
+from tools.notebooks import WIDGET, normalise
+from tools.project import ROOT
 
-FILES = sorted((course.ROOT / "notebooks").glob("*.ipynb"))
+FILES = sorted((ROOT / "notebooks").glob("*.ipynb"))
 MOST_CELLS, MOST_BYTES, MOST_FIGURE_BYTES = 39, 500_000, 100_000
 
 
@@ -22,7 +23,7 @@ def tags(cell) -> list[str]:
 
 def in_committed_form(notebook, name: str) -> str:
     """The text of the notebook as `course.py run` would write it."""
-    normal = course.normalise(copy.deepcopy(notebook), name)
+    normal = normalise(copy.deepcopy(notebook), name)
     return nbformat.writes(nbformat.from_dict(normal)).rstrip("\n") + "\n"
 
 
@@ -112,7 +113,7 @@ def good():
         ),
     ]
     notebook = nbformat.v4.new_notebook(cells=cells)
-    return nbformat.from_dict(course.normalise(notebook, "good"))
+    return nbformat.from_dict(normalise(notebook, "good"))
 
 
 def test_the_good_notebook_is_good():
@@ -211,7 +212,7 @@ def other_kernel(nb):
 
 
 def widget_view(nb):
-    nb.cells[4].outputs[0].data[course.WIDGET] = {"model_id": "5f1c"}
+    nb.cells[4].outputs[0].data[WIDGET] = {"model_id": "5f1c"}
 
 
 def split_stream(nb):
@@ -247,17 +248,17 @@ def test_each_cell_gets_an_id_of_its_own_and_keeps_it():
     for given in ("a", "a", None, ""):
         cell = {"cell_type": "markdown", "metadata": {}, "source": ""}
         notebook["cells"].append(cell if given is None else dict(cell, id=given))
-    course.normalise(notebook, "x")
+    normalise(notebook, "x")
     first = [cell["id"] for cell in notebook["cells"]]
     assert first[0] == "a" and len(set(first)) == 4 and all(first)
-    course.normalise(notebook, "another name")
+    normalise(notebook, "another name")
     assert [cell["id"] for cell in notebook["cells"]] == first
 
 
 def test_what_a_reader_needs_is_kept():
     notebook = good()
     before = copy.deepcopy(notebook)
-    course.normalise(notebook, "good")
+    normalise(notebook, "good")
     assert notebook == before  # and so a second time changes nothing
     assert notebook.cells[2].metadata.tags == ["raises-exception"]
     assert notebook.cells[4].metadata.minilm == {"exercise": "x"}

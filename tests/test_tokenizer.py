@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiktoken
 
-from minilm import encoder, plain, tokenizer
+from minilm import coder, encoder, plain, tokenizer
 from minilm.bench_tokenizer import corpus_prefix, train_hugging_face
 from minilm.patterns import PATTERNS
 from minilm.tokenizer import Tokenizer
@@ -22,8 +22,9 @@ TEXTS = ["the cat sat on the mat\n", "the hat, the bat's 1234 naïve 漢字 😀
 def path(request, monkeypatch):
     """All inputs, also the smallest, go one way."""
     size = 1 << 40 if request.param == "plain" else -1
-    monkeypatch.setattr(tokenizer, "PLAIN_BYTES", size)
-    monkeypatch.setattr(tokenizer, "SMALL_BYTES", size)
+    for module in (tokenizer, coder):  # of merges, and of ids
+        monkeypatch.setattr(module, "PLAIN_BYTES", size)
+    monkeypatch.setattr(coder, "SMALL_BYTES", size)
     return request.param
 
 
@@ -97,7 +98,7 @@ def test_training_takes_any_iterable_once(path):
 def test_training_in_batches_changes_nothing(monkeypatch):
     texts = random_texts(300, seed=3)
     whole = Tokenizer.train(texts, 350)
-    monkeypatch.setattr(tokenizer, "BATCH_BYTES", 1000)
+    monkeypatch.setattr(coder, "BATCH_BYTES", 1000)
     monkeypatch.setattr(tokenizer, "PLAIN_BYTES", -1)
     assert Tokenizer.train(texts, 350).to_json() == whole.to_json()
 
@@ -206,7 +207,7 @@ def test_batches_of_an_array_are_joined(trained, path, monkeypatch):
     tok, _, _ = trained
     texts = random_texts(100, seed=8)
     ids, offsets = tok.encode_array(texts)
-    monkeypatch.setattr(tokenizer, "BATCH_BYTES", 100)
+    monkeypatch.setattr(coder, "BATCH_BYTES", 100)
     again, offsets_again = tok.encode_array(texts)
     assert ids.tolist() == again.tolist() and offsets.tolist() == offsets_again.tolist()
 
@@ -256,21 +257,21 @@ def test_forgetting_words_changes_no_id(trained, monkeypatch):
     tok, _, _ = trained
     texts = random_texts(300, seed=10)
     expected = [tok.encode(text, "none") for text in texts]
-    monkeypatch.setattr(tokenizer, "PLAIN_BYTES", -1)
-    monkeypatch.setattr(tokenizer, "SMALL_BYTES", -1)
+    monkeypatch.setattr(coder, "PLAIN_BYTES", -1)
+    monkeypatch.setattr(coder, "SMALL_BYTES", -1)
     monkeypatch.setattr(encoder, "MAX_WORDS", 20)
     assert [tok.encode(text, "none") for text in texts] == expected
     monkeypatch.setattr(plain, "CACHE_PIECES", 5)
     fresh = pickle.loads(pickle.dumps(tok))
-    assert [fresh._encode_plain(text, frozenset()) for text in texts] == expected
-    assert len(fresh._plain.cache) <= 5
+    assert [fresh._coder._encode_plain(text, frozenset()) for text in texts] == expected
+    assert len(fresh._coder._plain.cache) <= 5
 
 
 def test_threads_do_not_mix_their_ids(trained, monkeypatch):
     tok, _, _ = trained
-    monkeypatch.setattr(tokenizer, "SMALL_BYTES", -1)
+    monkeypatch.setattr(coder, "SMALL_BYTES", -1)
     texts = [" ".join(random_texts(50, seed=seed)) for seed in range(20)]
-    expected = [tok._encode_plain(text, frozenset()) for text in texts]
+    expected = [tok._coder._encode_plain(text, frozenset()) for text in texts]
     wrong = []
 
     def work(order):

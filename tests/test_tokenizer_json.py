@@ -86,7 +86,7 @@ def test_llama_3_spelling_and_whole_words(document, tmp_path):
         ids = tok.encode(text)
         assert ids == peer.encode(text).ids == tok.encode_array([text])[0].tolist()
     parts = [b"a", b" qqq", b" qq"]
-    assert tok._encode_parts(parts)[0].tolist() == tok.encode("a qqq qq", "none")
+    assert tok._coder._encode_parts(parts)[0].tolist() == tok.encode("a qqq qq", "none")
     assert 280 in tok.encode("a qqq")
     assert 280 not in load(document, tmp_path).encode("a qqq")
 

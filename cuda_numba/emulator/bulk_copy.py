@@ -3,9 +3,10 @@
 A load reads its source at once and lands before its mbarrier is found complete; its write counts as
 one by the thread that started it. Stores: `bulk_write`.
 
-What ends a kernel on a GPU ("illegal instruction", "misaligned address") is found before anything
-is copied: a box that begins between two 16-byte pieces of the tensor's memory, or a shared address
-that is no multiple of 128.
+Operands that break a rule of the documentation are found before anything is copied: a box that
+begins between two 16-byte pieces of the tensor's memory, also one that is only prefetched, and a
+shared address that is no multiple of 128. `ptx.tma` has the rules, their sources, and which of them
+a GPU was seen to enforce.
 """
 
 from typing import Any

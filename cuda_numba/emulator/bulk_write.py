@@ -4,10 +4,11 @@ A store reads shared memory when its group is waited for (or earlier, as the see
 writes global memory when the group is waited for without `.read`, or when the thread ends.
 
 Refused are, as for loads, operands that are not aligned, and also a box that begins before its
-tensor and a sum of numbers that the copy engine cannot add.
+tensor and a sum of a format that the PTX ISA does not list; `ptx.tma` has the sources.
 
 Sums of float32 keep subnormal numbers, unlike those of `red` and `atom`: so it was measured on an
-H100 for runs of bytes, and is taken for boxes, which the same unit adds.
+H100 for runs of bytes, and is taken for boxes, where the driver has a type of its own for flushing
+them (`CU_TENSOR_MAP_DATA_TYPE_FLOAT32_FTZ`).
 """
 
 from collections import deque
@@ -20,7 +21,9 @@ from ..dtypes import kernel_dtype
 from . import shadow, tensor_map
 from .bulk_copy import Run, aligned, box, run_fits
 
-# Formats of tensors that `cp.reduce.async.bulk.tensor.….add` takes (PTX ISA, its table).
+# Formats of tensors that `cp.reduce.async.bulk.tensor.….add` takes (PTX ISA, its table; an int64 is
+# added as the u64 there, with the same bits). One H100 reported no error for float64, int16 and
+# uint8 either, but no document says what their sums are.
 ADDABLE = ("uint32", "int32", "uint64", "int64", "float32", "float16", "bfloat16")
 
 
@@ -130,15 +133,16 @@ def store_box(
     if min(coordinates) < 0:
         t.machine.finding(
             "invalid_use",
-            f"{name}: the box begins at {coordinates}, innermost first: one that is written may "
-            "reach over the end of a tensor, not begin before it",
+            f"{name}: the box begins at {coordinates}, innermost first: the programming guide lets "
+            "a box that is written reach over the end of a tensor, not begin before it",
             threads=[t],
         )
         return
     if add and map.element not in ADDABLE:
         t.machine.finding(
             "invalid_use",
-            f"{name}: the tensor is {map.element}, bulk copies add {', '.join(ADDABLE)}",
+            f"{name}: the tensor is {map.element}; the PTX ISA lists sums of {', '.join(ADDABLE)}, "
+            "and what others come to is undefined, even where a GPU reports no error",
             threads=[t],
         )
         return

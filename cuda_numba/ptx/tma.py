@@ -6,10 +6,18 @@
 `map` is the address of a tensor map (`tensor_map`), which knows the tensor, the box that one copy
 moves, and how it lies in shared memory; x, y, … are the coordinates of the box's first element, the
 innermost dimension first. Elements outside the tensor arrive as zeros and count towards the
-barrier's bytes; on a store they are left out. Shared addresses are multiples of 128, and x times
-the bytes of an element is a multiple of 16: a GPU ends the kernel with "illegal instruction" for a
-box that begins between two 16-byte pieces. A load may begin before the tensor (x = −4 in float32);
-a store may not.
+barrier's bytes; on a store they are left out. So it is for a box wholly outside, too.
+
+What a box must be, by which document, and what one H100 did where it was not:
+
+    x · bytes of an element: a multiple of 16      PTX ISA, "Bounding box"    "illegal instruction";
+                                                                              no error of a prefetch
+    shared address: a multiple of 128              PTX ISA, its alignments    no error (no swizzle)
+    no negative coordinate where it is written     CUDA programming guide     no error: left out
+    a sum: of a format in the ISA's table          PTX ISA, "cp.reduce. …"    no error
+
+The emulator refuses all of them: what one GPU lets pass is undefined on the next one, or under the
+next driver. A load or a prefetch may begin before the tensor (x = −4 in float32).
 
 A load announces its bytes: `mbarrier_arrive_expect_tx(bar, nbytes)`. `_multicast` puts the same box
 at the same shared address of every block whose bit is set in `mask`, and brings the bytes to the
@@ -21,10 +29,10 @@ stores have written to shared memory needs `fence_proxy_async_shared` by the wri
 without a map. Their sums of float32 keep subnormal numbers: an H100 was measured to, and for boxes
 the emulator takes it to be the same.
 
-Sources: PTX ISA, sections "cp.async.bulk", "cp.async.bulk.tensor", "cp.reduce.async.bulk",
-"Tensor" (a bounding box's address is a multiple of 16), "cp.async.bulk.commit_group",
-"cp.async.bulk.wait_group"; CUDA programming guide, section "Tensor Memory Accelerator" (where a box
-may begin).
+Sources: PTX ISA, sections "Tensors", "cp.async.bulk", "cp.async.bulk.tensor",
+"cp.async.bulk.prefetch.tensor", "cp.reduce.async.bulk", "cp.reduce.async.bulk.tensor",
+"cp.async.bulk.commit_group", "cp.async.bulk.wait_group"; CUDA programming guide, section "Tensor
+Memory Accelerator" (negative indices and out of bounds).
 """
 
 from ..emulator import bulk_copy, bulk_write
@@ -77,7 +85,7 @@ def _store(rank, add=False):
     meaning.__doc__ = (
         f"{'Add a box in shared memory to' if add else 'Store a box from shared memory into'} a "
         f"{rank}-dimensional tensor{', atomically for each element' if add else ''}: arguments "
-        f"(tensor map, {rank} coordinates, shared address)."
+        f"(tensor map, {rank} coordinates, none negative, shared address)."
         f"{' Formats: ' + ', '.join(bulk_write.ADDABLE) + '.' if add else ''}"
     )
     return meaning

@@ -61,6 +61,35 @@ def test_the_emulator_runs_each_case(name):
             assert worker.run(name, mode)["error"] < 1e-5
 
 
+RUN_AND_LIST = """
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from cuda_numba import bench_emulator, record
+
+for case in bench_emulator.CASES.values():
+    bench_emulator._emulated(case, "report")(*case.make(np.random.default_rng(0)))
+files = (Path(m.__file__) for m in list(sys.modules.values()) if getattr(m, "__file__", None))
+print(*(f.relative_to(record.PACKAGE).as_posix() for f in files if record.PACKAGE in f.parents))
+"""
+
+
+def test_the_sources_are_all_that_a_run_loads():
+    """But for the package's list of names and the results files themselves."""
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_AND_LIST],
+        capture_output=True,
+        text=True,
+        cwd=record.PACKAGE.parent,
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.split())
+    assert "emulator/run.py" in loaded
+    assert loaded - set(SOURCES) == {"__init__.py", "record.py"}
+
+
 @needs_numba_cuda
 def test_the_whole_command(tmp_path):
     path = tmp_path / "found.json"

@@ -45,6 +45,17 @@ def streamed(monkeypatch):
     launching._machine.cache_clear()
 
 
+@pytest.fixture
+def one_block(monkeypatch):
+    """One block of two warps takes all rows, one after the other."""
+    monkeypatch.setattr(launching, "TEAMS", ((1 << 32, 64),))
+    monkeypatch.setattr(launching, "RESIDENT_THREADS", 64)
+    monkeypatch.setattr(launching, "EMULATED", (1, 1 << 17, 1 << 17))
+    launching._machine.cache_clear()
+    yield
+    launching._machine.cache_clear()
+
+
 def inputs(shape, dtype, device="cpu"):
     """Logits, and targets of which every third row, from the second on, is left out."""
     x = (torch.randn(shape) * 3).to(device, dtype)
@@ -107,6 +118,16 @@ def test_counting_in_the_same_launch(monkeypatch, dtype):
     with launches() as log:
         check_fused(x, targets)
     assert [launch.name for launch in log] == ["cross_entropy_fused"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("columns", [1160, 1157])
+def test_many_rows_of_a_block(one_block, columns, dtype):
+    """Several pieces a thread, and rows between that do not count."""
+    x, targets = inputs((5, columns), dtype)
+    with launches() as log:
+        check_fused(x, targets)
+    assert log[-1].grid == 1
 
 
 @pytest.mark.gpu
@@ -354,11 +375,11 @@ H100, A100, T4 = (132, 232448, 233472), (108, 166912, 167936), (40, 0, 0)
 
 
 def test_plans():
-    """50,304 columns of bfloat16: two rows to a multiprocessor of an H100, one of an A100."""
-    assert plan_of(8192, 50304, "bfloat16", H100) == (512, 264, 2, 100608)
-    assert plan_of(8192, 50304, "bfloat16", A100) == (512, 108, 2, 100608)
+    """50,304 columns: one row to a multiprocessor, in shared memory where there is room for it."""
+    assert plan_of(8192, 50304, "bfloat16", H100) == (1024, 132, 1, 100608)
+    assert plan_of(8192, 50304, "bfloat16", A100) == (1024, 108, 1, 100608)
     assert plan_of(8192, 50304, "float32", H100) == (1024, 132, 1, 201216)
-    assert plan_of(8192, 50304, "bfloat16", T4) == (512, 80, 2, 0)
+    assert plan_of(8192, 50304, "bfloat16", T4) == (1024, 40, 1, 0)
     assert plan_of(8192, 128256, "bfloat16", H100) == (1024, 132, 1, 0)
     assert plan_of(5, 50304, "bfloat16", H100).blocks == 5
 

@@ -1,11 +1,13 @@
 """The cases' counts by hand, their machine code, and what ncu prints."""
 
+import re
+
 import pytest
 import torch
 from compiled import needs_compiler
 
 from cuda_numba import instrument, nsight, nsight_cases, record
-from cuda_numba.inspect import count
+from cuda_numba.inspect import INSTRUCTION, count
 
 CASES = {case.name: case for case in nsight_cases.CASES}
 LOAD, STORE = "global load", "global store"
@@ -143,6 +145,24 @@ def test_the_compiler_adds_and_leaves_out_nothing(name, instructions):
     assert {i: count(text, i) for i in instructions} == instructions
 
 
+@needs_compiler
+def test_the_last_sum_is_left_to_thread_0():
+    """Why operations of "sum by shuffles" are not compared: 9 additions by all threads, 1 by it."""
+    case = CASES["sum by shuffles"]
+    assert case.apart and not case.flops
+    text = case.kernel.code((9, 0), signature_of(case)).sass
+    assert {i: count(text, i) for i in ("SHFL", "FADD", "FFMA", "FMUL")} == {
+        "SHFL": 10, "FADD": 10, "FFMA": 0, "FMUL": 0,
+    }  # fmt: skip
+    behind = text[text.rindex("SHFL") :]
+    leaves = re.search(r"@!?P\d EXIT", behind)
+    assert INSTRUCTION.findall(behind[leaves.end() :]).count("FADD") == 1
+
+
+def test_what_is_left_out_is_not_compared():
+    assert not any(case.apart and case.flops for case in CASES.values())
+
+
 # ---- reading; the forms are those of ncu's manual (CLI, "--csv", "--page")
 
 FIRST, SECOND = "l1tex__t_requests_pipe_lsu_mem_global_op_ld.sum", nsight.TERMS[1]
@@ -215,6 +235,33 @@ def test_relations():
         for spoil in ({"met": not met}, {"extra": 1}):
             with pytest.raises(ValueError, match="met is|keys are"):
                 nsight.check_row(row | spoil)
+
+
+def test_an_atomic_of_every_lane_is_a_sector_to_the_hardware():
+    case = CASES["sum by atomics"]
+    sectors = next(m for m in nsight.METRICS if m.name == "global atomic sectors")
+    for given, met in ((500, True), (16, True), (15, False)):
+        row = nsight.row(case, sectors, 16, given)
+        assert (row["met"], row["relation"]) == (met, "no less")
+        assert "every lane's atomic" in nsight.reason(row)
+
+
+def test_reasons():
+    """What may be more has one, what must be equal has none, but for operations left out."""
+    case = CASES["sum by shuffles"]
+    for metric in nsight.METRICS:
+        reason = nsight.reason(nsight.row(case, metric, 1, 2))
+        assert bool(reason) == (metric.relation == "no less" or metric.flops)
+    operations = nsight.METRICS[-1]
+    assert nsight.reason(nsight.row(case, operations, 1, 2)) == case.apart
+    assert nsight.reason(nsight.row(CASES["copy"], operations, 1, 2)) == ""
+    assert nsight.reason({"kernel": "copy", "metric": "of another version"}) == ""
+
+
+def test_the_committed_results_can_be_read():
+    """They may be of an earlier comparison: their relations are their own."""
+    for path in (record.RESULTS / "tools").glob("nsight-*.json"):
+        assert record.read(path, nsight.check_row)["rows"]
 
 
 def test_command():

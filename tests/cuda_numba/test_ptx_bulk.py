@@ -120,6 +120,7 @@ def test_multicast_without_findings(seed):
     map = ptx.tensor_map(x, (2, 32))
     report = multicast.report(2, 64, map, y, cluster=2, seed=seed)
     assert findings(report) == []
+    np.testing.assert_array_equal(y, np.tile(x.reshape(-1), 2))
 
 
 @jit

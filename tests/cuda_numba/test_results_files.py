@@ -1,5 +1,6 @@
 """Results files are checked, say when the kernel has changed since, and lose no row to another."""
 
+import hashlib
 import json
 
 import pytest
@@ -67,6 +68,129 @@ def test_an_older_kernel_is_labelled():
     row = record.row("softmax", "forward", 2.9, "TB/s", **ROW)
     assert record.label(row, ROW["sources"]) == ""
     assert record.label(row, ("reduction.py",)) == "older kernel"
+
+
+# ---- what is hashed is the program
+
+KERNEL = '''
+"""A kernel."""
+
+def kernel(x, n, out):
+    """Adds n numbers."""
+    total, names = 0.5, {"a": x, "b": n}
+    for i in range(n):
+        if i != 3:
+            total += x[i] * names["b"]
+        total -= 1
+    out[0, 1] = f"{total:{n}.2f} of {n}", (n,), "of it"
+'''
+
+
+def changed(tmp_path, monkeypatch, old="", new=""):
+    """The hash of KERNEL with `old` replaced."""
+    assert old in KERNEL
+    monkeypatch.setattr(record, "PACKAGE", tmp_path)
+    (tmp_path / "kernel.py").write_bytes(KERNEL.replace(old, new).encode())
+    return record.source_sha256("kernel.py")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("    total -= 1", "    # one less\n        total -= 1  # than before"),
+        ('"""Adds n numbers."""', '"""Subtracts n numbers.\n\n    In turn.\n    """'),
+        ('    """Adds n numbers."""\n', ""),
+        ('"""A kernel."""', ""),
+        ("total -= 1", '"a comment in effect"\n        total -= 1'),
+        ("    for i", "\n\t\n    for i"),
+        ("(x, n, out)", "(\n    x,\n    n,\n    out,\n)"),
+        ("x[i] * names", "x[i] * \\\n  names"),
+        (
+            'x[i] * names["b"]',
+            '(\n                x[i]\n                * names["b"]\n            )',
+        ),
+        ('{"a": x, "b": n}', '{\n        "a": x,\n        "b": n,\n    }'),
+        ("    ", "  "),
+        ('"of it"', "('of '\n        'it')"),
+        ("\n", "\r\n"),
+    ],
+)
+def test_comments_docstrings_and_layout_do_not_count(tmp_path, monkeypatch, old, new):
+    assert changed(tmp_path, monkeypatch, old, new) == changed(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("0.5", "0.25"),
+        ("0.5", "5"),
+        ("total -= 1", "total -= True"),
+        ("total -= 1", "total += 1"),
+        ("!= 3", "== 3"),
+        ("x[i] *", "x[n] *"),
+        ("(x, n, out)", "(n, x, out)"),
+        ("        total -= 1", "    total -= 1"),
+        ("        total -= 1", "            total -= 1"),
+        ("        total -= 1\n", ""),
+        ("(n,)", "(n)"),
+        (":{n}.2f}", ":{n}.3f}"),
+        ("{total:", "{total!r:"),
+        ("} of {", "}  of {"),
+        ('"of it"', '"of  it"'),
+        ('"of it"', 'b"of it"'),
+        ('"of it"', "of_it"),
+        ('f"', '"'),
+        ("out[0, 1]", "out[0][1]"),
+    ],
+)
+def test_every_change_of_the_code_counts(tmp_path, monkeypatch, old, new):
+    assert changed(tmp_path, monkeypatch, old, new) != changed(tmp_path, monkeypatch)
+
+
+# What versions of Python read or write down in different ways, f-strings above all.
+TRAPS = r"""
+@decorate(1_000, 0x10, 1e3, 2j, u"u", b"\x00", ..., None, -1)
+class Trap(Base, key=lambda *a, b=1, **c: (yield)):
+    text: str = f"a{{b" "c" f"{x!r:>{width}.{1}f}{x = }}}" f"" "d", f"{x:{y}}", f"", f'''{
+        x}\N{EM DASH}'''
+    async def go(self, a, /, b, *, c=None) -> None:
+        match a:
+            case {"k": [None, *rest], **more} | Point(x=0) if rest:
+                del a[1:2, ..., ::3]
+        try:
+            print("\U0001faea", "🫪", "é", *a, **{**b})
+        except* ValueError as error:
+            global z
+        return [i async for i in a if not i], {*b}, a < b <= c, (w := 1)
+"""
+
+
+PROGRAM = "2f5ba640a8984d93c04e088c68e9f25f4d380c8971c7319d462e78f4b6c808e1"
+
+
+def test_the_program_is_the_same_on_every_python():
+    text = record.program(TRAPS.encode())
+    assert hashlib.sha256(text.encode()).hexdigest() == PROGRAM
+
+
+def test_other_files_are_hashed_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "PACKAGE", tmp_path)
+    hashes = []
+    for data in (b"a = 1\n", b"a = 1\r\n", b"a = 1  # one\n"):
+        (tmp_path / "kernel.ptx").write_bytes(data)
+        hashes.append(record.source_sha256("kernel.ptx"))
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_every_file_counts_in_its_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "PACKAGE", tmp_path)
+    for name in "ab":
+        (tmp_path / f"{name}.py").write_text(f"{name} = 1\n")
+    names = [("a.py",), ("b.py",), ("a.py", "b.py"), ("b.py", "a.py")]
+    assert len({record.source_sha256(*n) for n in names}) == 4
+
+
+# ---- the committed files
 
 
 def test_the_committed_results_are_sound():

@@ -92,31 +92,30 @@ def one_batch(loop):
     return losses, model.table.detach()
 
 
-def loss_a(model, ids):
+def mean_loss(model, ids):
     return F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
 
 
-@wrong("training.loop_a", "flatten both")
-def not_flattened(model, optimizer, batches):
+def loop_a(model, optimizer, batches, *, loss_of=mean_loss, order="clear backward step"):
+    """Loop A with its slips as options."""
     losses = []
     for ids in batches:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(model(ids[:, :-1]), ids[:, 1:])
-        loss.backward()
-        optimizer.step()
+        loss = loss_of(model, ids)
+        do = {"clear": optimizer.zero_grad, "backward": loss.backward, "step": optimizer.step}
+        for action in order.split():
+            do[action]()
         losses.append(loss.item())
     return losses
+
+
+@wrong("training.loop_a", "flatten both")
+def not_flattened(*args):
+    return loop_a(*args, loss_of=lambda model, ids: F.cross_entropy(model(ids[:, :-1]), ids[:, 1:]))
 
 
 @wrong("training.loop_a", "clear it before each backward", right_on_simplest=True)
-def never_cleared(model, optimizer, batches):
-    losses = []
-    for ids in batches:
-        loss = loss_a(model, ids)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
+def never_cleared(*args):
+    return loop_a(*args, order="backward step")
 
 
 @wrong("training.loop_a", "clear it before each backward", right_on_simplest=True)
@@ -126,33 +125,22 @@ def cleared_once(model, optimizer, batches):
 
 
 @wrong("training.loop_a", "between backward and step", right_on_simplest=False)
-def cleared_too_late(model, optimizer, batches):
-    losses = []
-    for ids in batches:
-        loss = loss_a(model, ids)
-        loss.backward()
-        optimizer.zero_grad()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
+def cleared_too_late(*args):
+    return loop_a(*args, order="backward clear step")
 
 
 @wrong("training.loop_a", "in the same order", right_on_simplest=False)
-def flattened_in_another_order(model, optimizer, batches):
-    losses = []
-    for ids in batches:
+def flattened_in_another_order(*args):
+    def loss_of(model, ids):
         logits = model(ids[:, :-1])
-        loss = F.cross_entropy(logits.transpose(0, 1).flatten(0, 1), ids[:, 1:].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
+        return F.cross_entropy(logits.transpose(0, 1).flatten(0, 1), ids[:, 1:].flatten())
+
+    return loop_a(*args, loss_of=loss_of)
 
 
 @wrong("training.loop_a", "one number per step")
-def the_last_loss_only(model, optimizer, batches):
-    return never_cleared(model, optimizer, batches)[-1]
+def the_last_loss_only(*args):
+    return loop_a(*args)[-1]
 
 
 @simplest("training.loop_b")
@@ -168,7 +156,7 @@ def masked_mean(losses, mask):
     return (losses * mask).sum() / mask.sum().clamp(min=1)
 
 
-def loop(
+def loop_b(
     model,
     optimizer,
     scheduler,
@@ -182,7 +170,7 @@ def loop(
     back=True,
     shift=1,
 ):
-    """The loop with its slips as options."""
+    """Loop B with its slips as options."""
 
     def loss_of(batch):
         logits = model(batch["ids"][:, :-1])
@@ -209,37 +197,37 @@ def loop(
 
 @wrong("training.loop_b", "not by B·T", right_on_simplest=True)
 def mean_over_all(*args):
-    return loop(*args, mean=lambda losses, mask: (losses * mask).mean())
+    return loop_b(*args, mean=lambda losses, mask: (losses * mask).mean())
 
 
 @wrong("training.loop_b", "optimizer.step() comes first", right_on_simplest=True)
 def scheduler_before_optimizer(*args):
-    return loop(*args, scheduler_first=True)
+    return loop_b(*args, scheduler_first=True)
 
 
 @wrong("training.loop_b", "model.eval() before it", right_on_simplest=True)
 def validation_in_training_mode(*args):
-    return loop(*args, evaluation=False)
+    return loop_b(*args, evaluation=False)
 
 
 @wrong("training.loop_b", "torch.no_grad()", right_on_simplest=True)
 def validation_with_gradients(*args):
-    return loop(*args, gradients=True)
+    return loop_b(*args, gradients=True)
 
 
 @wrong("training.loop_b", "model.train() at the start", right_on_simplest=True)
 def never_back_to_training(*args):
-    return loop(*args, back=False)
+    return loop_b(*args, back=False)
 
 
 @wrong("training.loop_b", "divide by at least 1", right_on_simplest=True)
 def nan_without_targets(*args):
-    return loop(*args, mean=lambda losses, mask: (losses * mask).sum() / mask.sum())
+    return loop_b(*args, mean=lambda losses, mask: (losses * mask).sum() / mask.sum())
 
 
 @wrong("training.loop_b", "losses over targets only")
 def shifted_twice(*args):
-    return loop(*args, shift=2)
+    return loop_b(*args, shift=2)
 
 
 @wrong("training.loop_b", "once per update", right_on_simplest=True)
@@ -248,4 +236,4 @@ def scheduler_forgotten(model, optimizer, scheduler, batches, valid):
         def step(self):
             pass
 
-    return loop(model, optimizer, Still(), batches, valid)
+    return loop_b(model, optimizer, Still(), batches, valid)
