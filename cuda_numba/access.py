@@ -27,12 +27,12 @@ def store_element(y, i, values, j):
 def loader(width: int, vector: Any) -> Any:
     """What a kernel calls as load(x, i, values, j).
 
-    vector: the instruction for 16 bytes, such as `ptx.load_vector_nc`: its suffix is the cache hint
+    vector: the instruction for 16 bytes, such as `ptx.load_vector`; a suffix of it is a cache hint
     (see ptx.memory). A single element has none.
     """
     return vector if width > 1 else load_element
 
 
 def storer(width: int, vector: Any) -> Any:
-    """What a kernel calls as store(y, i, values, j); vector: such as `ptx.store_vector_cs`."""
+    """What a kernel calls as store(y, i, values, j); vector: such as `ptx.store_vector`."""
     return vector if width > 1 else store_element

@@ -16,13 +16,13 @@ the memory waits for the arithmetic. One access more for a thread makes the mach
 longer by so many instructions per element:
 
                      forward: bf16, fp32, may      backward: bf16, fp32, may (bf16)
-        gelu                  16    18    39                 23    26    59
-        gelu_tanh             13    12    39                 21    21    59
-        swiglu                14    14    59                 23    23    99
+        gelu                  15    17    39                 22    23    59
+        gelu_tanh             12    12    39                 20    18    59
+        swiglu                12    11    59                 21    19    99
 
 So what counts is how many loads are on their way. One multiprocessor holds 65,536 registers: a
-thread with two accesses to each of two tensors has 64, and four blocks of 256 fit; with one access,
-48, and five.
+thread with two accesses to each of two tensors has 72, and three blocks of 256 fit; with one
+access, 48, and five.
 
     element       one element per thread: each of its instructions is there for 2 or 4 bytes
     vector        16 bytes per thread: what surrounds an access is there for 8 or 4 elements

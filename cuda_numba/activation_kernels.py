@@ -22,10 +22,10 @@ THREADS = 256  # eight warps: enough to hide each other's waits, small enough to
 def mover(width: int):
     """Device functions (load, store) of `width` elements: 16 bytes of them, or 1.
 
-    What is read once takes no room in L1, what is written leaves L2 first. The two belong together:
-    either of them alone costs two or three per cent on an H100, none at all nothing.
+    Without cache hints, although nothing is read twice: with them this kernel would leave in L2
+    what others have left there, and be slower (decisions, "a cache full of others' lines").
     """
-    return loader(width, ptx.load_vector_nc), storer(width, ptx.store_vector_cs)
+    return loader(width, ptx.load_vector), storer(width, ptx.store_vector)
 
 
 @functools.cache

@@ -187,7 +187,7 @@ def fused_kernel(dtype: str, threads: int, blocks: int, staged: bool, counted: b
                 else:
                     for j in range(WIDTH):
                         values[j] = float32(0)
-                ptx.store_vector_cs(out, first + uint64(i) * uint64(WIDTH), values, 0)
+                ptx.store_vector(out, first + uint64(i) * uint64(WIDTH), values, 0)
                 if i < next_vectors:
                     copy(x, next_start + uint64(next_head), held, i)
                 i = uint32(i + uint32(threads))

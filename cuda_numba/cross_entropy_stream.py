@@ -123,7 +123,7 @@ def backward_kernel(dtype: str, threads: int):
                         if first + uint32(j) == place:
                             value -= float32(1)
                         values[k * WIDTH + j] = value * rate if kept else float32(0)
-                    ptx.store_vector_cs(out, start + uint64(first), values, k * WIDTH)
+                    ptx.store_vector(out, start + uint64(first), values, k * WIDTH)
             i = uint32(i + uint32(AHEAD * threads))
 
     return cross_entropy_backward

@@ -108,12 +108,10 @@ class Access(NamedTuple):
     """Device functions that move `width` elements between memory, raw words and float32."""
 
     words: int  # uint32 registers that one access fills
-    load: Any  # (x, i, words, j): x[i : i + width] → words[j : j + self.words]; kept out of L1
-    load_cached: Any  # the same, kept in L1: for weights
+    load: Any  # (x, i, words, j): x[i : i + width] → words[j : j + self.words]
     unpack: Any  # (words, j, values): → values[0 : width], float32
     pack: Any  # (values, words, j): values[0 : width], rounded → words[j : j + self.words]
     store: Any  # (y, i, words, j): words[j : j + self.words] → y[i : i + width]
-    stream: Any  # the same, 16 bytes .cs: first to leave L2, for what is not read again here
 
 
 @functools.cache
@@ -130,26 +128,20 @@ def _vector_access(dtype: str, width: int) -> Access:
     to_floats = ptx.unpack_bf16 if dtype == "bfloat16" else ptx.unpack_f16
     from_floats = ptx.pack_bf16 if dtype == "bfloat16" else ptx.pack_f16
 
-    def loader(instruction):
-        @jit(device=True)
-        def load(x, i, words, j):
-            for k in range(lanes):
-                a, b, c, d = instruction(x, i + per * k)
-                words[j + 4 * k] = a
-                words[j + 4 * k + 1] = b
-                words[j + 4 * k + 2] = c
-                words[j + 4 * k + 3] = d
+    @jit(device=True)
+    def load(x, i, words, j):
+        for k in range(lanes):
+            a, b, c, d = ptx.load_128(x, i + per * k)
+            words[j + 4 * k] = a
+            words[j + 4 * k + 1] = b
+            words[j + 4 * k + 2] = c
+            words[j + 4 * k + 3] = d
 
-        return load
-
-    def storer(instruction):
-        @jit(device=True)
-        def store(y, i, words, j):
-            for k in range(lanes):
-                m = j + 4 * k
-                instruction(y, i + per * k, words[m], words[m + 1], words[m + 2], words[m + 3])
-
-        return store
+    @jit(device=True)
+    def store(y, i, words, j):
+        for k in range(lanes):
+            m = j + 4 * k
+            ptx.store_128(y, i + per * k, words[m], words[m + 1], words[m + 2], words[m + 3])
 
     @jit(device=True)
     def unpack_halves(words, j, values):
@@ -174,8 +166,7 @@ def _vector_access(dtype: str, width: int) -> Access:
             words[j + k] = ptx.bits(values[k])
 
     unpack, pack = (unpack_halves, pack_halves) if halves else (unpack_words, pack_words)
-    loads = loader(ptx.load_128_nc), loader(ptx.load_128)
-    return Access(words, *loads, unpack, pack, storer(ptx.store_128), storer(ptx.store_128_cs))
+    return Access(words, load, unpack, pack, store)
 
 
 def _element_access(dtype: str) -> Access:
@@ -204,4 +195,4 @@ def _element_access(dtype: str) -> Access:
         ptx.store(y, i, ptx.from_bits(words[j]))
 
     pack = {"float32": pack_float, "bfloat16": pack_bf16, "float16": pack_f16}[dtype]
-    return Access(1, load, load, unpack, pack, store, store)
+    return Access(1, load, unpack, pack, store)

@@ -155,7 +155,7 @@ def register_kernel(dtype: str, wdtype: str, plan: RowPlan, variant: Variant):
     FOLD = WARP * ELEMENTS if ROWS > 1 else 1
     load_row = row_loader(dtype, plan)
     load, unpack, pack, store = io.load, io.unpack, io.pack, io.store
-    load_weight, unpack_weight = weight_io.load_cached, weight_io.unpack
+    load_weight, unpack_weight = weight_io.load, weight_io.unpack
     add, gradient = add_access(WIDTH, variant), input_gradient(WIDTH)
     sums_of_team, write_sums = team_sums(WARPS, CENTRED), partial_writer(plan)
 

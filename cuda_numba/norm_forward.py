@@ -14,9 +14,9 @@ holds needs no barrier.
 
 A block that waits at a barrier asks for nothing, but others do: at 64 registers a thread, eight
 rows of 4096 are in a multiprocessor, 64 KB, and a copy's 3.0 TB/s at 1 µs of latency needs 24 KB on
-their way. Weight and bias are read for every row, from L1, where they stay: x passes it by.
-y is marked as the first to leave L2, since nobody here reads it again: measured, that is faster
-than a plain store. Rows that are not aligned are stored plainly.
+their way. Weight and bias are read for every row, from L1 as a rule. No access has a cache hint: x
+past L1 and y as the first to leave L2 were half a per cent slower (decisions, "a cache full of
+others' lines").
 
 bf16 16384 × 4096 on an H100: 268 MB, 89 µs at a copy's speed.
 """
@@ -69,8 +69,8 @@ def forward_kernel(
     WORDS, WEIGHT_WORDS = io.words, weight_io.words
     HELD = ACCESSES * WORDS
     HELD_EXTRA = HELD if RESIDUAL else 1
-    load, unpack, pack, store, stream = io.load, io.unpack, io.pack, io.store, io.stream
-    load_weight, unpack_weight = weight_io.load_cached, weight_io.unpack
+    load, unpack, pack, store = io.load, io.unpack, io.pack, io.store
+    load_weight, unpack_weight = weight_io.load, weight_io.unpack
     sum_of_team = team_sum(WARPS)
 
     @jit(pointers=True, launch_bounds=(plan.threads, max(1, resident // plan.threads)))
@@ -139,7 +139,7 @@ def forward_kernel(
                     for j in range(WIDTH):
                         v[j] += u[j]
                 pack(v, piece, 0)
-                stream(y, start + k * STEP, piece, 0)
+                store(y, start + k * STEP, piece, 0)
         if first == 0:
             if CENTRED:
                 mean[row] = middle

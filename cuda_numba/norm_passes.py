@@ -109,7 +109,7 @@ def block_forward_kernel(dtype: str, wdtype: str, width: int, variant: Variant):
     io, weight_io = access(dtype, width), access(wdtype, width)
     WORDS, WEIGHT_WORDS = io.words, weight_io.words
     # What this thread has just written it may not read through the read-only path.
-    load, load_weight = io.load_cached, weight_io.load_cached
+    load, load_weight = io.load, weight_io.load
     unpack, pack, store, unpack_weight = io.unpack, io.pack, io.store, weight_io.unpack
     FIRST, STEP = width, THREADS * width
 
@@ -188,7 +188,7 @@ def block_backward_kernel(dtype: str, wdtype: str, width: int, variant: Variant)
     CENTRED, _, RESIDUAL = variant
     io, weight_io = access(dtype, width), access(wdtype, width)
     WORDS, WEIGHT_WORDS = io.words, weight_io.words
-    load, load_weight = io.load_cached, weight_io.load_cached
+    load, load_weight = io.load, weight_io.load
     unpack, pack, store, unpack_weight = io.unpack, io.pack, io.store, weight_io.unpack
     FIRST, STEP = width, THREADS * width
 

@@ -124,7 +124,7 @@ def staged_kernel(dtype: str, wdtype: str, plan: RowPlan, variant: Variant, plac
     FOLD = WARP * ELEMENTS if ROWS > 1 else 1
     WAIT = stages - 1
     unpack, pack, store = io.unpack, io.pack, io.store
-    load_weight, unpack_weight = weight_io.load_cached, weight_io.unpack
+    load_weight, unpack_weight = weight_io.load, weight_io.unpack
     add, gradient = add_access(WIDTH, variant), input_gradient(WIDTH)
     sums_of_team, write_sums = team_sums(WARPS, CENTRED), partial_writer(plan)
 

@@ -75,7 +75,7 @@ def rope_kernel(dtype: str, half: int, width: int, heads: int, along_heads: bool
     HELD = heads * width
     SIGN = -1.0 if inverse else 1.0
     load = loader(width, ptx.load_vector_no_allocate)  # not the read-only path: y may be x
-    store = storer(width, ptx.store_vector_cs)
+    store = storer(width, ptx.store_vector_no_allocate)
     load_angles = angle_loader(width)
 
     @jit(pointers=True, launch_bounds=(THREADS, 1))

@@ -37,7 +37,7 @@ def load_round(width: int):
             at = i + uint32(k * LONG_THREADS)
             if at < count:
                 if width > 1:
-                    ptx.load_vector_nc(x, start + uint64(at * uint32(width)), values, k * width)
+                    ptx.load_vector(x, start + uint64(at * uint32(width)), values, k * width)
                 else:
                     values[k] = ptx.load(x, start + uint64(at))
             else:
@@ -58,7 +58,7 @@ def store_round(width: int):
             at = i + uint32(k * LONG_THREADS)
             if at < count:
                 if width > 1:
-                    ptx.store_vector_cs(y, start + uint64(at * uint32(width)), values, k * width)
+                    ptx.store_vector(y, start + uint64(at * uint32(width)), values, k * width)
                 else:
                     ptx.store(y, start + uint64(at), values[k])
 

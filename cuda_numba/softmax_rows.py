@@ -99,7 +99,7 @@ def forward_kernel(dtype: str, team: Team):
         for k in range(accesses):
             if k < SURE or place + uint32(k * STEP) < columns:
                 if width > 1:
-                    ptx.load_vector_nc(x, start + uint64(k * STEP), values, k * width)
+                    ptx.load_vector(x, start + uint64(k * STEP), values, k * width)
                 else:
                     values[k] = ptx.load(x, start + uint64(k * STEP))
             else:
@@ -136,7 +136,7 @@ def forward_kernel(dtype: str, team: Team):
                 for j in range(width):
                     values[k * width + j] *= factor
                 if width > 1:
-                    ptx.store_vector_cs(y, start + uint64(k * STEP), values, k * width)
+                    ptx.store_vector(y, start + uint64(k * STEP), values, k * width)
                 else:
                     ptx.store(y, start + uint64(k * STEP), values[k])
 
@@ -169,8 +169,8 @@ def backward_kernel(dtype: str, team: Team):
         for k in range(accesses):
             if k < SURE or place + uint32(k * STEP) < columns:
                 if width > 1:
-                    ptx.load_vector_nc(dy, start + uint64(k * STEP), grads, k * width)
-                    ptx.load_vector_nc(y, start + uint64(k * STEP), values, k * width)
+                    ptx.load_vector(dy, start + uint64(k * STEP), grads, k * width)
+                    ptx.load_vector(y, start + uint64(k * STEP), values, k * width)
                 else:
                     grads[k] = ptx.load(dy, start + uint64(k * STEP))
                     values[k] = ptx.load(y, start + uint64(k * STEP))
@@ -189,7 +189,7 @@ def backward_kernel(dtype: str, team: Team):
                 for j in range(k * width, (k + 1) * width):
                     values[j] *= grads[j] - total
                 if width > 1:
-                    ptx.store_vector_cs(dx, start + uint64(k * STEP), values, k * width)
+                    ptx.store_vector(dx, start + uint64(k * STEP), values, k * width)
                 else:
                     ptx.store(dx, start + uint64(k * STEP), values[k])
 

@@ -69,8 +69,8 @@ def add_kernel(dtype: str, width: int):
             i = first + k * THREADS  # the access; its first element is i · width
             if i < count:
                 if width > 1:
-                    ptx.load_vector_nc(a, i * width, x, k * width)
-                    ptx.load_vector_nc(b, i * width, y, k * width)
+                    ptx.load_vector(a, i * width, x, k * width)
+                    ptx.load_vector(b, i * width, y, k * width)
                 else:
                     x[k] = ptx.load(a, i)
                     y[k] = ptx.load(b, i)
@@ -80,7 +80,7 @@ def add_kernel(dtype: str, width: int):
                 for j in range(width):
                     x[k * width + j] += y[k * width + j]
                 if width > 1:
-                    ptx.store_vector_cs(out, i * width, x, k * width)
+                    ptx.store_vector(out, i * width, x, k * width)
                 else:
                     ptx.store(out, i, x[k])
         rest = count * width + first  # the last n % width elements, for the first threads of all

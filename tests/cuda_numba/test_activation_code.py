@@ -42,12 +42,12 @@ APART = {
 }  # fmt: skip
 # Instructions per element, of bf16 and of float32: what the docstring of `activation` says.
 COUNTS = {
-    "gelu": (16, 18),
-    "gelu_tanh": (13, 12),
-    "swiglu": (14, 14),
-    "gelu_backward": (23, 26),
-    "gelu_tanh_backward": (21, 21),
-    "swiglu_backward": (23, 23),
+    "gelu": (15, 17),
+    "gelu_tanh": (12, 12),
+    "swiglu": (12, 11),
+    "gelu_backward": (22, 23),
+    "gelu_tanh_backward": (20, 18),
+    "swiglu_backward": (21, 19),
 }
 
 
@@ -109,12 +109,12 @@ class TestMachineCode:
 
 
 @needs_compiler
-def test_four_blocks_or_more_share_a_multiprocessor():
-    """What the docstring says of registers: 64 for two accesses to each of two tensors, else 48."""
+def test_blocks_that_share_a_multiprocessor():
+    """What the docstring says of registers: 72 for two accesses to each of two tensors, else 48."""
     for form, items in itertools.product(("gelu", "gelu_tanh"), (1, 2)):
         kernel = gelu_backward_kernel(form, "bfloat16", 8, items)
         registers = kernel.resources((9, 0), signature("gelu_backward", "bfloat16")).registers
-        assert registers <= {1: 48, 2: 64}[items]
+        assert registers <= {1: 48, 2: 72}[items]
 
 
 @needs_compiler
@@ -136,4 +136,4 @@ def test_rows_apart(name, cc, dtype):
 def test_loads_are_on_their_way_before_the_first_is_used():
     items = ITEMS["gelu"]
     sass = gelu_kernel("gelu", "bfloat16", 8, items).sass((9, 0), signature("gelu", "bfloat16"))
-    assert sass[: sass.index("FFMA")].count("LDG.E.NA.128") == items
+    assert sass[: sass.index("FFMA")].count("LDG.E.128") == items
