@@ -5,15 +5,16 @@
 | global requests and sectors  | l1tex__t_requests, l1tex__t_sectors        | equal   |
 | requests of global atomics   | …_op_red and …_op_atom together            | equal   |
 | sectors of global atomics    | the same                                   | no less |
-| shared wavefronts, conflicts | smsp__sass_l1tex_data_…, from addresses    | equal   |
-| the same by hardware counter | l1tex__data_…                              | no less |
+| shared wavefronts            | smsp__sass_l1tex_data_…, from addresses    | equal   |
+| the same, and bank conflicts | l1tex__data_…, a hardware counter          | no less |
 | shared instructions          | smsp__sass_inst_executed_op_shared_…       | no less |
 | float32 operations           | smsp__sass_thread_inst_executed_op_fadd, … | equal   |
 
 Where Nsight Compute may count more, `Metric.more` says what. Its hardware counters of shared memory
-count ldmatrix with the loads, the counts from addresses keep it apart. Operations are compared only
-where the kernel does nothing but add and multiply, for Nsight Compute counts those instructions
-alone, and where ptxas leaves each to all the threads that have it in the source (`Case.apart`).
+count ldmatrix with the loads, the counts from addresses keep it apart; of conflicts ncu has none.
+Operations are compared only where the kernel does nothing but add and multiply, for Nsight Compute
+counts those instructions alone, and where ptxas leaves each to all the threads that have it in the
+source (`Case.apart`).
 """
 
 from collections.abc import Callable
@@ -84,13 +85,14 @@ def _shared(kind: str, suffix: str, of: str) -> Metric:
     )
 
 
-def _exact(kind: str, suffix: str, of: str) -> Metric:
-    """From the addresses of every instruction."""
-    counter = "data_bank_conflicts_pipe_lsu" if of == "conflicts" else "data_pipe_lsu_wavefronts"
+def _exact(kind: str, suffix: str) -> Metric:
+    """Wavefronts from the addresses of every instruction."""
     via = ("ldmatrix",) if suffix == "ldsm" else ("",)
     what = "ldmatrix" if suffix == "ldsm" else f"shared {kind}"
-    name = f"smsp__sass_l1tex_{counter}_mem_shared_op_{suffix}.sum"
-    return Metric(f"{what} {of}", {name: 1}, lambda r: getattr(traffic(r, "shared", kind, via), of))
+    name = f"smsp__sass_l1tex_data_pipe_lsu_wavefronts_mem_shared_op_{suffix}.sum"
+    return Metric(
+        f"{what} wavefronts", {name: 1}, lambda r: traffic(r, "shared", kind, via).wavefronts
+    )
 
 
 def _instructions(kind: str, suffix: str) -> Metric:
@@ -111,9 +113,9 @@ METRICS = [
     *(_global("store", ("st",), of) for of in ("requests", "sectors")),
     _global("atomic", ("red", "atom"), "requests"),
     _global("atomic", ("red", "atom"), "sectors", EACH_LANE),
-    *(_exact("load", "ld", of) for of in ("wavefronts", "conflicts")),
-    *(_exact("store", "st", of) for of in ("wavefronts", "conflicts")),
-    *(_exact("load", "ldsm", of) for of in ("wavefronts", "conflicts")),
+    _exact("load", "ld"),
+    _exact("store", "st"),
+    _exact("load", "ldsm"),
     *(_shared("load", "ld", of) for of in ("wavefronts", "conflicts")),
     *(_shared("store", "st", of) for of in ("wavefronts", "conflicts")),
     *(_instructions(kind, suffix) for kind, suffix in (("load", "ld"), ("store", "st"))),
