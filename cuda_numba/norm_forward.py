@@ -15,8 +15,7 @@ holds needs no barrier.
 A block that waits at a barrier asks for nothing, but others do: at 64 registers a thread, eight
 rows of 4096 are in a multiprocessor, 64 KB, and a copy's 3.0 TB/s at 1 µs of latency needs 24 KB on
 their way. Weight and bias are read for every row, from L1 as a rule. No access has a cache hint: x
-past L1 and y as the first to leave L2 were half a per cent slower (decisions, "a cache full of
-others' lines").
+past L1 and y as the first to leave L2 were no faster (decisions, "a cache full of others' lines").
 
 bf16 16384 × 4096 on an H100: 268 MB, 89 µs at a copy's speed.
 """

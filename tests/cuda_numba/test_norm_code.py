@@ -254,7 +254,8 @@ class TestMachineCode:
         kernel = forward_of(4096, "bfloat16", "bfloat16", 8, LAYER)
         sass = kernel.sass((9, 0), signature(kernel))
         head = sass[: sass.index("SHFL")]
-        assert head.count("LDG.E.128") >= 4
+        assert head.count("LDG.E.128") == 4, "x, and nothing else"
+        assert sass.count("LDG.E.128") == 4 + 2 * 4, "behind it weight and bias"
 
     def test_weights_are_loaded_before_the_rows(self):
         """Two accesses, once each; where they are not kept, for both halves of a row."""
