@@ -2,11 +2,13 @@
 
 Each case is checked against float64 first, and then timed together with PyTorch (eager and
 compiled), the named peers, and a copy of the same number of bytes, in one process. A row's value is
-the bytes that the operation must move, over the median time; `of_roof` is its share of the copy's.
+the bytes that the operation must move, over the median time, and `of_roof` its share of the copy's;
+where arithmetic is the limit, FLOPs, and the share of the rate of cuBLAS on a large bf16 product.
 
 Without an op everything is measured, and written to cuda_numba/results/kernels-<device>.json. With
 some, FILE says where to write; without it the rows are only shown. A case that fails does not stop
 the others: it goes to FILE.failed, as a row with an `error_message`, and the command ends with 1.
+What the kernels are as machine code goes to tools/machine-code-<device>.json beside FILE.
 """
 
 import argparse
@@ -28,6 +30,7 @@ from . import (
     bench_norms,
     bench_softmax,
     bench_training,
+    machine_code,
     record,
     stopwatch,
 )
@@ -46,24 +49,25 @@ CASES: dict[str, Callable[[], Iterator[Any]]] = {
 def run_case(case: Case) -> dict[str, Any]:
     """Check a case, time it, and make its row."""
     error = case.error()
-    copy = stopwatch.copy_contender(case.nbytes, case.sets)
-    found = stopwatch.measure(
-        {"copy": copy, "ours": case.ours} | case.peers | case.rungs, case.sets
-    )
-    rate = {name: case.nbytes / seconds / 1e12 for name, seconds in found.items()}
+    contenders = {"ours": case.ours} | case.peers | case.rungs
+    if not case.flops:
+        contenders = {"copy": stopwatch.copy_contender(case.nbytes, case.sets)} | contenders
+    found = stopwatch.measure(contenders, case.sets)
+    rate = {name: case.amount / seconds / 1e12 for name, seconds in found.items()}
     goals = [case.goal * rate["copy"]] if case.goal else []
     goals += [share * rate[peer] for peer, share in case.beats.items() if peer in rate]
+    goals += [case.goal_value] if case.goal_value else []
     return record.row(
         case.op,
         case.pass_,
         rate["ours"],
-        "TB/s",
+        case.unit,
         sources=SOURCES[case.op],
         shape=case.shape,
         dtype=case.dtype,
         seconds=found["ours"],
         error=error,
-        of_roof=rate["ours"] / rate["copy"],
+        of_roof=rate["ours"] / (stopwatch.matrix_rate() if case.flops else rate["copy"]),
         peers={
             name: {"value": rate[name], "seconds": found[name]} for name in found if name != "ours"
         },
@@ -86,14 +90,20 @@ def failed_row(op: str, case: Any, error: Exception) -> dict[str, Any]:
     }
 
 
-def rows_of(op: str) -> Iterator[dict[str, Any]]:
-    """The rows of an operation, measured one after the other; failed ones have an error_message."""
+def rows_of(op: str, code: list[dict[str, Any]] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of an operation, measured one after the other; failed ones have an error_message.
+
+    code: a list to which the rows of the kernels' machine code are added.
+    """
     cases = CASES[op]()
     while True:
         case = None
         try:
             case = next(cases)
-            yield case if isinstance(case, dict) else run_case(case)
+            row = case if isinstance(case, dict) else run_case(case)
+            if code is not None and isinstance(case, Case):
+                code.extend(machine_code.rows_of(case, torch.cuda.get_device_capability()))
+            yield row
         except StopIteration:
             return
         except Exception as error:
@@ -142,7 +152,8 @@ def show(row: dict[str, Any]) -> str:
     peers = "  ".join(f"{name} {p['value']:.3g}" for name, p in row["peers"].items())
     verdict = {True: "met", False: "missed", None: ""}[row["met"]]
     goal = f"goal {row['goal']:.3g} {verdict}" if row["goal"] is not None else ""
-    roof = f"{100 * row['of_roof']:.1f} % of copy" if row["of_roof"] is not None else ""
+    roof = "copy" if row["unit"] == "TB/s" else "the matrix rate"
+    roof = f"{100 * row['of_roof']:.1f} % of {roof}" if row["of_roof"] is not None else ""
     return (
         f"{name} {row['value']:.3g} {row['unit']} {roof}  {goal}  "
         f"error {row['error']:.1e}  [{peers}]"
@@ -168,6 +179,15 @@ def write(path: Path, device: str, rows: list[dict[str, Any]]) -> int:
     return 1 if failed else 0
 
 
+def write_code(folder: Path, device: str, rows: list[dict[str, Any]]) -> None:
+    """Write what the measured kernels are as machine code to `folder`/tools."""
+    if rows:
+        path = record.default_path(machine_code.COMMAND, device, folder / "tools")
+        results = record.envelope(machine_code.COMMAND, device, driver_version()) | {"rows": rows}
+        record.save(path, results, machine_code.check_row)
+        print(f"written: {path}")
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m cuda_numba.bench", description=__doc__)
     parser.add_argument("op", nargs="*", help=f"operations, of {', '.join(CASES)}; all without")
@@ -181,14 +201,17 @@ def main(arguments: list[str] | None = None) -> int:
     ops = chosen.op or list(CASES)
     compile_all_ahead(ops)
     rows = []
+    code: list[dict[str, Any]] = []
     for op in ops:
-        for row in rows_of(op):
+        for row in rows_of(op, code):
             rows.append(row)
             print(show(row), flush=True)
         torch.cuda.empty_cache()
     device = torch.cuda.get_device_name()
     if chosen.json or not chosen.op:
-        return write(Path(chosen.json or record.default_path("kernels", device)), device, rows)
+        path = Path(chosen.json or record.default_path("kernels", device))
+        write_code(path.parent, device, code)
+        return write(path, device, rows)
     return int(any("error_message" in row for row in rows))
 
 

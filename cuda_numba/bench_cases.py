@@ -1,9 +1,10 @@
 """What `bench` measures is a `Case`: an operation's inputs, its peers, its bytes and its goal.
 
-The cases themselves are in `bench_softmax`, `bench_norms`, `bench_elementwise`, `bench_embedding`
-and `bench_training`; here is what they share.
+The cases themselves are in the modules `bench_softmax`, `bench_matmul` and so on; here is what they
+share.
 
 Bytes are what the operation must move at least: each input read once, each output written once.
+FLOPs are given where the arithmetic is the limit: then the row is in TFLOP/s.
 The checks compare with the reference in float64, on a part of the rows where the whole would not
 fit in memory.
 """
@@ -26,8 +27,11 @@ class Case:
     """One row to be.
 
     ours, peers: called with the number of an input set. nbytes: what the operation must read and
-    write at least. error: the largest error of `ours` against float64, relative to the largest
-    expected number. goal: a share of the copy's bandwidth; beats: share of a peer's.
+    write at least; flops: what it must compute, 0 where the bytes are what counts. error: the
+    largest error of `ours` against float64, relative to the largest expected number.
+
+    goal: a share of the copy's bandwidth; beats: share of a peer's rate; goal_value: a rate, in the
+    row's unit. Where there are several, the highest is the row's goal.
     """
 
     op: str
@@ -42,6 +46,17 @@ class Case:
     rungs: dict[str, Callable[[int], object]] = field(default_factory=dict)
     goal: float | None = None
     beats: dict[str, float] = field(default_factory=dict)
+    flops: int = 0
+    goal_value: float | None = None
+
+    @property
+    def amount(self) -> int:
+        """What the row's rate counts: FLOPs, or bytes."""
+        return self.flops or self.nbytes
+
+    @property
+    def unit(self) -> str:
+        return "TFLOP/s" if self.flops else "TB/s"
 
 
 def module(name: str) -> Any:

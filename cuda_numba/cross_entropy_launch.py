@@ -143,8 +143,12 @@ def cross_entropy_forward_backward(
     *,
     scale: float = 1.0,
     inplace: bool = True,
+    count: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(loss, dlogits), dlogits times `scale`; by default it is written over the logits.
+
+    count: float32 (1,), how many targets of the batch are not ignore_index, where these rows are a
+    part of it (see `count_of`); the loss is then the part's share, and the parts' losses add up.
 
     One launch; rows shorter than COUNTED_BELOW take one more, which counts the targets. In float16
     gradients below 6e-8 are lost: give the loss scale here, not to the result.
@@ -154,16 +158,25 @@ def cross_entropy_forward_backward(
     if not logits.numel():
         return loss.zero_(), out
     plan = plan_of(rows, columns, dtype, _machine(logits.device))
-    count, losses = _floats(logits, 1), _floats(logits, rows)
-    counted = columns * logits.itemsize < COUNTED_BELOW
-    if counted:
-        count_targets[1, 1024 if rows > 1024 else 128](targets, count, rows, ignore_index)
+    counted, losses = count is not None, _floats(logits, rows)
+    if count is None:
+        counted = columns * logits.itemsize < COUNTED_BELOW
+        count = count_of(targets, ignore_index) if counted else _floats(logits, 1)
     kernel = fused_kernel(dtype, plan.threads, plan.resident, plan.smem > 0, counted)
     kernel[plan.blocks, plan.threads, 0, plan.smem](
         logits, out, targets, losses, loss.view(1), count, _arrival_counter(logits), rows, columns,
         ignore_index, scale,
     )  # fmt: skip
     return loss, out
+
+
+def count_of(targets: torch.Tensor, ignore_index: int = -100) -> torch.Tensor:
+    """How many targets are not ignore_index: float32 (1,). One launch."""
+    count, rows = _floats(targets, 1), len(targets)
+    if not rows:
+        return count.zero_()
+    count_targets[1, 1024 if rows > 1024 else 128](targets, count, rows, ignore_index)
+    return count
 
 
 def _like(x: torch.Tensor) -> torch.Tensor:

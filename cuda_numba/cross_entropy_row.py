@@ -123,28 +123,30 @@ def kept_count(targets, rows, ignore, scratch, start):
 
 
 @jit(device=True)
-def finish(losses, targets, loss, count, arrived, rows, ignore, scratch):
-    """The block that comes last adds the rows' losses up, in the order of the rows' numbers.
-
-    Which block that is may change from run to run, the order of the additions does not.
-    """
+def is_last(arrived, scratch):
+    """Whether all other blocks of the grid have come here before; whole blocks call."""
     cuda.syncthreads()
     if cuda.threadIdx.x == 0:
         came = ptx.atomic_add_acq_rel(arrived, 0, 1)
         last = uint32(came) == uint32(cuda.gridDim.x) - uint32(1)
         scratch[128] = float32(1) if last else float32(0)
     cuda.syncthreads()
-    if scratch[128] == float32(0):
-        return
+    return scratch[128] != float32(0)
+
+
+@jit(device=True)
+def finish(losses, loss, kept, arrived, rows, scratch):
+    """loss = Σ losses / kept, by the block that comes last, in the order of the rows' numbers.
+
+    Which block that is may change from run to run, the order of the additions does not.
+    """
     total = float32(0)
     i = uint32(cuda.threadIdx.x)
     while i < rows:
         total += ptx.from_bits(ptx.load_32_cg(losses, i))
         i = uint32(i + uint32(cuda.blockDim.x))
     total = block_sum(total, scratch, 0)
-    kept = kept_count(targets, rows, ignore, scratch, 32)
     if cuda.threadIdx.x == 0:
-        count[0] = kept
         loss[0] = total / max(kept, float32(1))
         ptx.atomic_exchange(arrived, 0, 0)  # ready for the next launch
 

@@ -19,6 +19,7 @@ from .cross_entropy_row import (
     block_maximum_and_sum,
     edge_of,
     finish,
+    is_last,
     kept_count,
     natural_log,
     row_maximum_and_sum,
@@ -70,7 +71,11 @@ def forward_kernel(dtype: str, threads: int):
                 if target >= 0 and target < int64(columns):
                     value = (shift - ptx.load(x, start + uint64(target))) + log_sum
             losses[row] = value
-        finish(losses, targets, loss, count, arrived, rows, ignore, scratch)
+        if is_last(arrived, scratch):
+            kept = kept_count(targets, rows, ignore, scratch, 32)
+            if thread == 0:
+                count[0] = kept
+            finish(losses, loss, kept, arrived, rows, scratch)
 
     return cross_entropy_forward
 

@@ -4,6 +4,7 @@ Each call gets the next of several sets of inputs, together larger than the L2 c
 is timed is device memory. The host runs ahead of the GPU, so a call's time is the GPU's own.
 """
 
+import functools
 import statistics
 from collections.abc import Callable
 
@@ -62,3 +63,14 @@ def copy_contender(nbytes: int, sets: int) -> Callable[[int], object]:
         to.copy_(source)
 
     return copy
+
+
+@functools.cache
+def matrix_rate() -> float:
+    """TFLOP/s of cuBLAS on a bf16 product of 8192³: the roof of kernels that compute."""
+    n = 8192
+    pairs = [
+        tuple(torch.randn(n, n, device="cuda").to(torch.bfloat16) for _ in range(2)) for _ in "ab"
+    ]
+    seconds = measure({"cuBLAS": lambda i: torch.mm(pairs[i][0], pairs[i][1].T)}, len(pairs))
+    return 2 * n**3 / seconds["cuBLAS"] / 1e12

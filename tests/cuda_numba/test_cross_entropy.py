@@ -130,6 +130,25 @@ def test_many_rows_of_a_block(one_block, columns, dtype):
     assert log[-1].grid == 1
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("columns", [33, 1160])
+def test_parts_of_a_batch(one_block, columns, dtype):
+    """The parts' losses add up to the batch's, and their gradients are its rows."""
+    x, targets = inputs((7, columns), dtype)
+    loss, dx = cross_entropy_forward_backward(x, targets, IGNORED, inplace=False)
+    count = launching.count_of(targets, IGNORED)
+    assert count == (targets != IGNORED).sum()
+    total = 0.0
+    for rows in (slice(0, 3), slice(3, 7)):
+        part, written = cross_entropy_forward_backward(
+            x[rows].clone(), targets[rows], IGNORED, count=count
+        )
+        assert torch.equal(written, dx[rows])
+        total += part.double()
+    assert abs(total - loss) <= 1e-6 * abs(loss)
+    assert count == (targets != IGNORED).sum()  # still: the kernel leaves what it is given
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 class TestOnGPU:

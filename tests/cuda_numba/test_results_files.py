@@ -215,6 +215,24 @@ def case(pass_, error=lambda: 1e-3, **options):
     return Case("softmax", pass_, {"rows": 4}, "float32", 4000, ours, error, 2, **options)
 
 
+class TestUnits:
+    """A row counts FLOPs where a case has them, else bytes."""
+
+    def test_bytes(self, clock):
+        row = bench.run_case(case("a", goal=0.9))
+        assert row["unit"] == "TB/s" and row["value"] == pytest.approx(4.0)
+        assert row["of_roof"] == pytest.approx(2) and row["goal"] == pytest.approx(0.9 * 2.0)
+
+    def test_flops(self, clock, monkeypatch):
+        monkeypatch.setattr(bench.stopwatch, "matrix_rate", lambda: 12.0)
+        options = {"flops": 6000, "peers": {"torch": lambda i: None}}
+        row = bench.run_case(case("a", **options, beats={"torch": 1.05}, goal_value=5.0))
+        assert row["unit"] == "TFLOP/s" and row["value"] == pytest.approx(6.0)
+        assert row["of_roof"] == pytest.approx(0.5) and set(row["peers"]) == {"torch"}
+        assert row["goal"] == pytest.approx(1.05 * 6.0) and not row["met"]
+        assert bench.run_case(case("a", **options, goal_value=5.0))["met"]
+
+
 def fail(*_):
     raise ArithmeticError("one too many")
 
