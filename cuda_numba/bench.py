@@ -12,6 +12,7 @@ What the kernels are as machine code goes to tools/machine-code-<device>.json be
 """
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -25,9 +26,16 @@ from typing import Any
 import torch
 
 from . import (
+    bench_attention,
+    bench_attention_warp,
+    bench_decode,
     bench_elementwise,
     bench_embedding,
+    bench_linear_cross_entropy,
+    bench_matmul,
+    bench_matmul_ladder,
     bench_norms,
+    bench_quantized,
     bench_softmax,
     bench_training,
     machine_code,
@@ -37,13 +45,26 @@ from . import (
 from .bench_cases import Case
 from .sources import SOURCES
 
-CASES: dict[str, Callable[[], Iterator[Any]]] = {
-    **bench_softmax.CASES,
-    **bench_norms.CASES,
-    **bench_elementwise.CASES,
-    **bench_embedding.CASES,
-    **bench_training.CASES,
-}
+MODULES = (
+    *(bench_softmax, bench_norms, bench_elementwise, bench_embedding, bench_training),
+    *(bench_matmul_ladder, bench_matmul, bench_attention_warp, bench_attention),
+    *(bench_linear_cross_entropy, bench_decode, bench_quantized),
+)
+
+
+def _together(modules: tuple) -> dict[str, Callable[[], Iterator[Any]]]:
+    """The cases of each operation, of all modules that have some, one after the other."""
+    makers: dict[str, list] = {}
+    for module in modules:
+        for op, make in module.CASES.items():
+            makers.setdefault(op, []).append(make)
+    return {
+        op: lambda found=tuple(found): itertools.chain.from_iterable(make() for make in found)
+        for op, found in makers.items()
+    }
+
+
+CASES = _together(MODULES)
 
 
 def run_case(case: Case) -> dict[str, Any]:

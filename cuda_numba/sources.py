@@ -1,5 +1,7 @@
 """Which files of this package each operation of the results files is measured on."""
 
+from pathlib import Path
+
 NORM = ("norm.py", "norm_access.py", "norm_forward.py", "norm_backward.py", "norm_staged.py")
 NORM += ("norm_weights.py", "norm_passes.py", "norm_arguments.py")
 
@@ -14,6 +16,24 @@ CROSS_ENTROPY += ("cross_entropy_row.py", "softmax_rows.py", "warp.py")
 LAUNCH = ("jit.py", "launch.py", "launch_log.py", "packing.py", "native.py", "native_function.py")
 LAUNCH += ("dlpack.py", "driver.py")
 
+HOPPER_PRODUCT = ("matmul_hopper.py", "matmul_sums.py", "hopper_choice.py", "hopper_epilogue.py")
+HOPPER_PRODUCT += ("hopper_fragments.py", "hopper_load.py", "hopper_operand.py")
+HOPPER_PRODUCT += ("hopper_output.py", "hopper_product.py", "hopper_schedule.py")
+HOPPER_PRODUCT += ("hopper_split.py", "hopper_tile.py", "hopper_turns.py")
+
+MATMUL = ("matmul.py", "matmul_operands.py", "matmul_order.py", "matmul_simt.py")
+MATMUL += ("matmul_simt_registers.py", "matmul_simt_tile.py", "matmul_warp.py")
+MATMUL += ("matmul_warp_epilogue.py", "matmul_warp_kernel.py", "matmul_warp_registers.py")
+MATMUL += ("matmul_warp_tiles.py", *HOPPER_PRODUCT)
+
+
+def family(prefix: str) -> tuple[str, ...]:
+    """All files of the package whose names begin with `prefix`."""
+    return tuple(sorted(path.name for path in Path(__file__).parent.glob(f"{prefix}*.py")))
+
+
+QUANTIZED = (*family("quantize"), "warp.py")
+
 SOURCES = {
     "softmax": ("softmax.py", "softmax_rows.py", "softmax_long.py", "warp.py"),
     "layer_norm": ("layer_norm.py", *NORM, "warp.py"),
@@ -26,4 +46,11 @@ SOURCES = {
     "adamw": ("optimizer.py", "optimizer_kernel.py", "optimizer_table.py"),
     "lion": ("optimizer.py", "optimizer_kernel.py", "optimizer_table.py"),
     "launch": LAUNCH,
+    "matmul": MATMUL,
+    "attention": family("attention"),
+    "linear_cross_entropy": ("linear_cross_entropy.py", *CROSS_ENTROPY, *HOPPER_PRODUCT),
+    "decode_attention": family("decode"),
+    "int8_linear": QUANTIZED,
+    "int4_linear": QUANTIZED,
+    "fp8_linear": QUANTIZED,
 }

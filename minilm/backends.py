@@ -31,26 +31,9 @@ OPS = (
     "adamw_step",
     "lion_step",
 )
-# What each backend computes itself. The rest is PyTorch's: matrix products, attention as a whole
-# and SGD, and whatever stands between the operations (additions, dropout, reshapes).
-BACKEND_OPS = {
-    "torch": frozenset(OPS) - {"linear_cross_entropy"},
-    "numba": frozenset(
-        {
-            "embedding",
-            "layer_norm",
-            "rms_norm",
-            "gelu",
-            "swiglu",
-            "rope",
-            "softmax",
-            "cross_entropy",
-            "adamw_step",
-            "lion_step",
-        }
-    ),
-}
-COMPOSED = {"linear_cross_entropy": ("linear", "cross_entropy")}  # by both backends
+# What each backend computes itself. The rest is PyTorch's: SGD, attention with a mask or dropout,
+# and whatever stands between the operations (additions, dropout, reshapes).
+BACKEND_OPS = {"torch": frozenset(OPS), "numba": frozenset(OPS) - {"sgd_step"}}
 DEVICES = {"torch": None, "numba": ("cuda", "cpu")}  # None: every device
 
 _backend: ContextVar[str] = ContextVar("minilm_backend", default="torch")
@@ -67,16 +50,12 @@ def backend() -> str:
 def computed_by(op: str, name: str | None = None) -> str:
     """Who computes operation `op` on backend `name` (default: the one in force).
 
-    "numba" or "torch"; for an operation that is put together from others, both if they differ:
-    computed_by("linear_cross_entropy", "numba") is "torch + numba". Raises ValueError for an
-    operation or a backend that does not exist.
+    "numba" or "torch". Raises ValueError for an operation or a backend that does not exist.
     """
     if op not in OPS:
         raise ValueError(f"op: got {op!r}, allowed are {', '.join(map(repr, OPS))}")
     name = backend() if name is None else check_backend(name)
-    parts = COMPOSED.get(op, (op,))
-    owners = [name if part in BACKEND_OPS[name] else "torch" for part in parts]
-    return " + ".join(dict.fromkeys(owners))
+    return name if op in BACKEND_OPS[name] else "torch"
 
 
 def check_backend(name: str, device: str | None = None) -> str:

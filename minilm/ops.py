@@ -2,11 +2,11 @@
 
 The model never calls a kernel library itself. It calls `ops.layer_norm`, `ops.attention` and so on,
 and this file decides who computes it: PyTorch, or the kernels of `cuda_numba` inside
-`with use_backend("numba"):`. There `embedding`, `layer_norm`, `rms_norm`, `gelu`, `swiglu`, `rope`,
-`softmax` and `cross_entropy` are kernels in Python, forward and backward, and so are the steps of
-AdamW and Lion; `linear` and `attention` stay PyTorch's, `linear_cross_entropy` is made of both.
-`computed_by` says so of each (see `backends`). The kernels take float32, float16 and bfloat16 and
-raise TypeError for everything else.
+`with use_backend("numba"):`. There every operation of the model is a kernel in Python, forward and
+backward, and so are the steps of AdamW and Lion; SGD stays PyTorch's, and so does attention where
+it has a mask of its own or dropout. `computed_by` says who computes what (see `backends`). The
+kernels take float32, float16 and bfloat16 and raise TypeError for everything else; under autocast
+products, attention and the loss take their operands in autocast's format, as PyTorch's do.
 """
 
 from collections.abc import Callable
@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 
-def _kernel(op: str, tensor: Tensor, function: str | None = None) -> Callable | None:
+def _kernel(op: str, tensor: Tensor) -> Callable | None:
     """cuda_numba's function for `op`, or None where PyTorch computes it.
 
     tensor: one of the arguments; ValueError where the backend does not compute on its device.
@@ -60,7 +60,7 @@ def _kernel(op: str, tensor: Tensor, function: str | None = None) -> Callable | 
     check_backend(name, tensor.device.type)
     import cuda_numba  # not before a kernel is wanted: `import minilm` stays light
 
-    return getattr(cuda_numba, function or op)
+    return getattr(cuda_numba, op)
 
 
 def step_kernel(rule: str, params: list[Tensor]) -> Callable | None:
@@ -71,8 +71,19 @@ def step_kernel(rule: str, params: list[Tensor]) -> Callable | None:
     return _kernel(rule, params[0])
 
 
+def _lowered(*tensors: Tensor | None) -> list[Tensor | None]:
+    """The tensors in autocast's format where autocast is on, else as they are."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return [t if t is None else t.to(dtype) for t in tensors]
+
+
 def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     """x Wᵀ + b. x (..., K), w (N, K), b (N) → (..., N)."""
+    if kernel := _kernel("linear", x):
+        return kernel(*_lowered(x, w, b))
     return F.linear(x, w, b)
 
 
@@ -171,8 +182,11 @@ def attention(
 
     q (B, H, Tq, D); k, v (B, H_kv, Tk, D), H a multiple of H_kv; → (B, H, Tq, D). The queries are
     the last Tq of the Tk positions. `mask` (B, 1, Tq, Tk) bool is a further restriction: True may
-    be seen. scale: 1/√D by default (Vaswani et al. 2017, section 3.2.1).
+    be seen. scale: 1/√D by default (Vaswani et al. 2017, section 3.2.1). On the numba backend
+    PyTorch computes what has a mask or dropout.
     """
+    if mask is None and not dropout and (kernel := _kernel("attention", q)):
+        return kernel(*_lowered(q, k, v), causal=causal, window=window, scale=scale)
     n_queries, n_keys = q.shape[-2], k.shape[-2]
     # PyTorch aligns its own causal mask at the first key, so it fits only when Tq = Tk.
     plain = causal and window is None and mask is None and n_queries == n_keys
@@ -208,12 +222,9 @@ def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -100) -> 
 def linear_cross_entropy(x: Tensor, w: Tensor, targets: Tensor, ignore_index: int = -100) -> Tensor:
     """cross_entropy(x wᵀ, targets). x (N, C), w (V, C), targets (N) → scalar.
 
-    On both backends the (N, V) logits are in memory once. The numba backend writes their gradient
-    over them (float16 excepted, where the loss scale would come too late), so that there backward
-    can run only once.
+    PyTorch has the (N, V) logits in memory. The numba backend never has them whole; there backward
+    can run only once, except in float16.
     """
-    logits = linear(x, w)
-    if logits.requires_grad and logits.dtype != torch.float16:
-        if kernel := _kernel("cross_entropy", logits, "cross_entropy_"):
-            return kernel(logits, targets, ignore_index)
-    return cross_entropy(logits, targets, ignore_index)
+    if kernel := _kernel("linear_cross_entropy", x):
+        return kernel(*_lowered(x, w), targets, ignore_index)
+    return cross_entropy(linear(x, w), targets, ignore_index)

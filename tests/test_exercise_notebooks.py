@@ -24,9 +24,13 @@ def named(path):
     return path.stem
 
 
+COMING = {"11_flash_attention", "14_training_fast"}  # exercises that wait for their notebook
+
+
 def test_every_exercise_has_its_notebook():
     wanted = {exercises.get(name).notebook for name in exercises.names()}
-    assert wanted <= {path.stem for path in NOTEBOOKS}
+    there = {path.stem for path in NOTEBOOKS}
+    assert wanted - there == COMING  # nothing is missing, and nothing that has come is still here
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=named)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_rgb
+from test_plots_matmul import CALLS as CALLS_OF_TILES
 
 from minilm import plots
 from minilm.figure import GREY, INK, PALETTE, pale, readable, short
@@ -63,7 +64,8 @@ CALLS = dict(
     update_ratios=lambda **k: plots.update_ratios([0, 1], {"w": [1e-2, 1e-3]}, **k),
     weight_histograms=lambda **k: plots.weight_histograms({0: torch.randn(200)}, **k),
 )
-PANELS = dict(attention_steps=2, score_steps=2)
+CALLS |= CALLS_OF_TILES  # figures of notebooks 10, 11 and 14
+PANELS = dict(attention_growth=2, attention_steps=2, score_steps=2)
 
 
 @pytest.fixture(autouse=True)

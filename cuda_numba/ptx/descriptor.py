@@ -6,6 +6,7 @@ Sources: CUDA driver API, `cuTensorMapEncodeTiled`, `cuPointerGetAttribute`; cud
 import ctypes
 import functools
 import threading
+from contextlib import contextmanager
 from ctypes import byref, c_int, c_size_t, c_uint, c_uint32, c_uint64, c_void_p
 
 from .. import driver
@@ -33,6 +34,7 @@ DRIVER_TYPES = {
 MAP_BYTES = 128
 CHUNK = 512 * MAP_BYTES  # one allocation
 DEVICE_ORDINAL = 9  # CUpointer_attribute
+RELAXED = 2  # CUstreamCaptureMode
 _LOCK = threading.Lock()
 _SLOTS: dict[int, list[int]] = {}  # device → addresses of free places
 
@@ -46,6 +48,21 @@ def device_of(address: int) -> int:
     return index.value
 
 
+@contextmanager
+def _outside_captures():
+    """Let this thread allocate and copy although a stream is capturing a graph.
+
+    None of it becomes a part of the graph: the descriptor is there before the kernel that reads it
+    is replayed. Source: CUDA driver API, `cuThreadExchangeStreamCaptureMode`.
+    """
+    mode = c_int(RELAXED)
+    driver.call("cuThreadExchangeStreamCaptureMode", byref(mode))
+    try:
+        yield
+    finally:
+        driver.call("cuThreadExchangeStreamCaptureMode", byref(mode))
+
+
 @functools.cache
 def descriptor(device: int, *key) -> int:
     """The address of a descriptor on that GPU, written once and never again; key: as in `encode`.
@@ -56,7 +73,7 @@ def descriptor(device: int, *key) -> int:
         raise ValueError(
             f"tensor: cuda:{device} has compute capability {cc[0]}.{cc[1]}, maps need 9.0"
         )
-    with driver.context(device):
+    with driver.context(device), _outside_captures():
         encoded = encode(*key)
         with _LOCK:
             free = _SLOTS.setdefault(device, [])

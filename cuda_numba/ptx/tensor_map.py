@@ -59,8 +59,9 @@ def tensor_map(tensor: Any, box: tuple, swizzle: int = 0, l2_promotion: int = 12
     l2_promotion: 0, 64, 128 or 256, the bytes that L2 fetches around a miss.
 
     On a GPU, of compute capability 9.0 or newer, the map is encoded once for each address, shape
-    and box, outside of graph captures, and its 128 bytes are kept until the process ends: a map
-    that took another's place would be read wrongly from the cache of descriptors.
+    and box, which is no part of a graph that is being captured, and its 128 bytes are kept until
+    the process ends: a map that took another's place would be read wrongly from the cache of
+    descriptors.
 
     Raises ValueError or TypeError where the tensor or the box cannot be copied, DriverError where
     the driver will not encode the map.

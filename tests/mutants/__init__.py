@@ -1,4 +1,4 @@
-"""Typical wrong answers to the exercises, one file per topic.
+"""Typical wrong answers to the exercises, a file or two for each topic.
 
     @simplest("heads.softmax")       # what a reader would try first
     def _(softmax):
@@ -11,19 +11,39 @@ A wrong answer must fail with a verdict in which the fragment occurs. At least o
 is right on the simplest input: a check that tries no more than that would let it pass.
 """
 
-from . import batches, heads, kernels, memory, merges, optimizers, start, tokens, training
+from . import (
+    batches,
+    flash,
+    flash_kernel,
+    heads,
+    kernels,
+    matmul,
+    matmul_buffers,
+    memory,
+    merges,
+    optimizers,
+    start,
+    tokens,
+    training,
+    training_fast,
+)
 from .mutant import MUTANTS, SIMPLEST
 
 __all__ = [
     "MUTANTS",
     "SIMPLEST",
     "batches",
+    "flash",
+    "flash_kernel",
     "heads",
     "kernels",
+    "matmul",
+    "matmul_buffers",
     "memory",
     "merges",
     "optimizers",
     "start",
     "tokens",
     "training",
+    "training_fast",
 ]
