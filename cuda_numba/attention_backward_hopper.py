@@ -8,7 +8,8 @@
                                           speed of a copy for B · H · T · D = 33.5 million
     attention_backward (132 blocks)       everything else; see attention_backward_products
 
-FLOPs: 5 products of 2 · T² · D for each head, half of that under a causal mask.
+FLOPs: 5 products of 2 · T² · D for each head, half of that under a causal mask; and one tile's dQ
+more for each block of keys, whose result nobody takes, while there is no dS yet.
 
 Grouped queries: H is a multiple of H_kv; a block of keys walks over the query heads of its group
 one by one, so that dK and dV are sums in a fixed order, without atomics. dQ is summed in the
