@@ -162,7 +162,8 @@ def _kernels(facts: Facts) -> Iterator[Finding]:
     where = "on the GPU" if on_gpu else "on the emulator (--emulate)"
     ours = [op for op in OPS if computed_by(op, "numba") == "numba"]
     rest = [op for op in OPS if computed_by(op, "numba") == "torch"]
-    yield Finding("kernels", f"{', '.join(ours)} {where}; {', '.join(rest)} stay with torch")
+    stay = "stays" if len(rest) == 1 else "stay"
+    yield Finding("kernels", f"{', '.join(ours)} {where}; {', '.join(rest)} {stay} with torch")
 
 
 def _cache(facts: Facts) -> Iterator[Finding]:
