@@ -12,9 +12,7 @@ of a row add up (two shuffles), and the warps of a block.
 
 Bytes: N · K / 2 (int4) or N · K. Unpacking eight int4 codes takes 15 instructions and each row of
 x eight FMAs more: with one row nearly as long as an H100 needs to read them, with four twice as
-long; that is why the kernel in `quantized_few` exists. int4's floats are q + 136, exact; Σ x · 136
-of a group is subtracted from its sum, which costs up to 30 times float32's rounding: 2^-19 of what
-was added up. All sums are float32, in a fixed order.
+long; that is why the kernel in `quantized_few` exists. All sums are float32, in a fixed order.
 """
 
 import functools
@@ -92,7 +90,6 @@ def rows_kernel(kind: str, dtype: str, M: int, warps: int, depth: int, group: in
         values = cuda.local.array(VALUES, float32)
         total = cuda.local.array(TOTALS, float32)
         part = cuda.local.array(TOTALS, float32)
-        extra = cuda.local.array(M, float32)
         columns = cuda.local.array(2, uint32)
         thread = uint32(cuda.threadIdx.x)
         lane, warp = thread & uint32(31), thread >> uint32(5)
@@ -111,8 +108,6 @@ def rows_kernel(kind: str, dtype: str, M: int, warps: int, depth: int, group: in
         for j in range(TOTALS):
             total[j] = float32(0)
             part[j] = float32(0)
-        for m in range(M):
-            extra[m] = float32(0)
         chunk = warp
         while chunk < chunks:
             for u in range(depth):
@@ -121,13 +116,6 @@ def rows_kernel(kind: str, dtype: str, M: int, warps: int, depth: int, group: in
                     for p in range(PIECES):
                         k = c * uint32(CHUNK) + t * uint32(LANE) + uint32(STEP * p)
                         load_values(x, k, K, values)
-                        if GROUPED:
-                            for m in range(M):
-                                v = 8 * m
-                                low = values[v] + values[v + 1] + (values[v + 2] + values[v + 3])
-                                v = v + 4
-                                high = values[v] + values[v + 1] + (values[v + 2] + values[v + 3])
-                                extra[m] += low + high
                         word = 8 * u + p * 4 // PIECES
                         more = word + 1 if PIECES == 2 else word
                         add_products(values, floats(codes[word], codes[more]), part, 0)
@@ -137,11 +125,8 @@ def rows_kernel(kind: str, dtype: str, M: int, warps: int, depth: int, group: in
                                 at = (2 * u + r) * PARTS + p // (PIECES // PARTS)
                                 factor = ptx.bf16_to_f32(factors[at])
                                 for m in range(M):
-                                    own = part[r * M + m] - float32(136) * extra[m]
-                                    total[r * M + m] += factor * own
+                                    total[r * M + m] += factor * part[r * M + m]
                                     part[r * M + m] = float32(0)
-                            for m in range(M):
-                                extra[m] = float32(0)
                     after = uint32(c + uint32(depth * warps))
                     if after < chunks:
                         place = base + uint64(uint32(after * stride))

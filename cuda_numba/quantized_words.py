@@ -186,10 +186,7 @@ def dot8(*numbers):
 
 @functools.cache
 def floats_of(kind: str):
-    """A device function (word, next word) → eight float32, in order of k.
-
-    int4's are q + 136: what is 136 too much is taken off a whole group at once.
-    """
+    """A device function (word, next word) → eight float32, in order of k."""
     if kind == "int4":
         return _floats_of_int4
     one = _float_of_int8 if kind == "int8" else _float_of_float8(kind)
@@ -206,7 +203,8 @@ def floats_of(kind: str):
 @jit(device=True)
 def _pair_of_int4(word):
     code = ptx.lop3(word, uint32(0x000F000F), uint32(0x43004300), AND_OR)
-    return ptx.from_bits(code << uint32(16)), ptx.from_bits(code & uint32(0xFFFF0000))
+    low, high = ptx.from_bits(code << uint32(16)), ptx.from_bits(code & uint32(0xFFFF0000))
+    return low - float32(136), high - float32(136)
 
 
 @jit(device=True)
