@@ -23,6 +23,8 @@ OLDER = "older source"
 MODULES = {
     "kernels": "bench", "emulator": "bench_emulator", "sanitizer": "sanitizer", "nsight": "nsight"
 }  # fmt: skip
+# What `minilm bench train` measures where there is a GPU.
+GPT2 = {"gpt2_training": ("bench_gpt2_rows", None)}
 
 
 def result_files(folders: tuple[Path, ...] = FOLDERS) -> list[Path]:
@@ -40,7 +42,7 @@ def present_hashes(command: str) -> dict[str, str]:
     if command == "emulator":
         present = record.source_sha256(*bench_emulator.SOURCES)
         return {"plain": present, "report": present}
-    module, _ = BENCHMARKS.get(command, ("bench", None))
+    module, _ = (BENCHMARKS | GPT2).get(command, ("bench", None))
     sources = getattr(importlib.import_module(f"minilm.{module}"), "SOURCES", {})
     return {name: bench.source_sha256(*files) for name, files in sources.items()}
 
@@ -86,6 +88,8 @@ def command_of(results: dict) -> str:
     """What was typed to measure this."""
     if module := MODULES.get(results["command"]):
         return f"python -m cuda_numba.{module}"
+    if results["command"] in GPT2:
+        return "minilm bench train --peer nanogpt=PATH"
     return f"minilm bench {results['command']}"
 
 

@@ -35,6 +35,8 @@ _NAMES = {
     "linear_cross_entropy": "linear_cross_entropy",
     "lion_step": "optimizer",
     "matmul": "matmul",
+    "mlp": "mlp",
+    "packed_attention": "packed_attention",
     "quantize_fp8": "quantize",
     "quantize_int4": "quantize",
     "quantize_int8": "quantize",

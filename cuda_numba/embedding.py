@@ -31,6 +31,7 @@ from .dtypes import FLOATS, dtype_name, vector_width
 from .embedding_gradient import embedding_backward
 from .jit import jit
 from .namespace import cuda, float32, int32, int64, uint32
+from .rounded import copy_for
 
 THREADS = 256
 LANES = 0xFFFFFFFF
@@ -186,27 +187,35 @@ RUNGS = {
 
 
 class EmbeddingFunction(torch.autograd.Function):
+    """copy: what is read in w's place, None for w itself; only w has a gradient."""
+
     @staticmethod
-    def forward(ctx, ids, w):
+    def forward(ctx, ids, w, copy):
         ctx.save_for_backward(ids)
-        ctx.rows = len(w)
-        return embedding_forward(ids, w)
+        ctx.rows, ctx.dtype = len(w), w.dtype
+        return embedding_forward(ids, w if copy is None else copy)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        return None, embedding_backward(dy.contiguous(), *ctx.saved_tensors, ctx.rows)
+        (ids,) = ctx.saved_tensors
+        return None, embedding_backward(dy.contiguous(), ids, ctx.rows, ctx.dtype), None
 
 
 # ---- public operation
 
 
-def embedding(ids: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+def embedding(
+    ids: torch.Tensor, w: torch.Tensor, rounded: torch.Tensor | None = None
+) -> torch.Tensor:
     """Rows ids of w: ids (…) int64 or int32, w (V, C) → (…, C); differentiable in w.
 
     w: float32, float16 or bfloat16; copied first where it is not contiguous. The gradient (V, C) is
     dense, of w's dtype, added in float32 in a fixed order and rounded once. Ids outside 0 … V − 1
     raise IndexError on CPU tensors; on a GPU they give rows of NaN and no gradient.
+
+    rounded: w's numbers in float16 or bfloat16, where w is float32: the rows come from it and have
+    its dtype; dw stays float32 and is never rounded, and no gradient goes to `rounded`.
     """
     if dtype_name(ids) not in IDS:
         raise TypeError(f"ids: its dtype is {dtype_name(ids)}, embedding takes {', '.join(IDS)}.")
@@ -214,9 +223,17 @@ def embedding(ids: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         raise TypeError(f"w: its dtype is {dtype_name(w)}, embedding takes {', '.join(FLOATS)}.")
     if w.dim() != 2:
         raise ValueError(f"w: its shape is {tuple(w.shape)}, it must be (V, C).")
+    copy = None
+    if rounded is not None:
+        if dtype_name(rounded) not in FLOATS:
+            raise TypeError(
+                f"rounded: its dtype is {dtype_name(rounded)}, embedding takes {', '.join(FLOATS)}."
+            )
+        copy = copy_for(rounded.dtype, w, rounded, "rounded w rounded").contiguous()
     if ids.device.type == "cpu" and ids.numel():
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= len(w):
             wrong = low if low < 0 else high
             raise IndexError(f"ids: got {wrong}, allowed are 0 to {len(w) - 1}.")
-    return EmbeddingFunction.apply(ids.contiguous(), w.contiguous())
+    w = w.contiguous() if copy is None else w
+    return EmbeddingFunction.apply(ids.contiguous(), w, copy)

@@ -22,6 +22,7 @@ part 4 · C of float32 once out and once in, mostly within L2.
 import functools
 
 from . import ptx
+from .dtypes import vector_width
 from .embedding_places import LANES, NONE, chain
 from .jit import jit
 from .namespace import cuda, float32, int32, int64, uint32
@@ -119,10 +120,13 @@ def zeroer(width: int):
 @functools.cache
 def gather_kernel(
     dtype: str, columns: int, width: int, accesses: int, piece: int, stretches: int, groups: int,
-    overlap: bool = False,
+    overlap: bool = False, sums: str | None = None,
 ):  # fmt: skip
     """dw[id] = Σ dy[token], `accesses` of a lane to a row. The first blocks take the pieces, the
-    others write zeros to the rows of dw without tokens; those from `kept` on are zero already."""
+    others write zeros to the rows of dw without tokens; those from `kept` on are zero already.
+    sums: dw's format, dy's or "float32"."""
+    sums = sums or dtype
+    ZERO = min(width, vector_width(sums))  # elements of dw in an access that writes zeros
     HELD = accesses * width  # elements of one row that a lane has
     WORDS = min(4, width)  # of an access
     UNROLLED = UNROLL if overlap else UNROLL // 2  # for sm_75 NVVM would leave longer loops rolled
@@ -134,6 +138,7 @@ def gather_kernel(
     SHIFT, PIECE_SHIFT = groups.bit_length() - 1, piece.bit_length() - 1
     _, await_previous = chain(overlap)
     (load, add, store), (load_partial, add_partial, store_partial) = mover(dtype, width)
+    store = store if sums == dtype else store_partial
     zero = zeroer(width)
 
     @jit(device=True)
@@ -184,21 +189,21 @@ def gather_kernel(
         if row < kept:
             many = spans[line_of(row, per_group) * 2 + 1]
         empty = uint32(cuda.ballot_sync(LANES, many == 0))
-        place = int64(row - uint32(lane)) * columns + lane * width
+        place = int64(row - uint32(lane)) * columns + lane * ZERO
         for k in range(32):
             if (empty >> uint32(k)) & uint32(1):
-                column = int32(lane * width)
+                column = int32(lane * ZERO)
                 at = place
                 while column < columns:
                     zero(dw, at)
-                    column = int32(column + 32 * width)
-                    at += 32 * width
+                    column = int32(column + 32 * ZERO)
+                    at += 32 * ZERO
             place += columns
 
     @jit(pointers=True, launch_bounds=(THREADS, MIN_BLOCKS))
     def gather_rows(
         dy: dtype, order: "int32", spans: "int32", found: "int32", arrived: "int32",
-        partial: "float32", dw: dtype, piece_blocks: "uint32", per_group: "uint32", kept: "uint32",
+        partial: "float32", dw: sums, piece_blocks: "uint32", per_group: "uint32", kept: "uint32",
     ):  # fmt: skip
         block = uint32(cuda.blockIdx.x)
         thread = uint32(cuda.threadIdx.x)

@@ -34,30 +34,37 @@ def embedding_backward_reference(dy: torch.Tensor, ids: torch.Tensor, rows: int)
 # ---- launcher
 
 
-def embedding_backward(dy: torch.Tensor, ids: torch.Tensor, rows: int) -> torch.Tensor:
-    """dw (rows, C) from dy (…, C), of dy's dtype, and ids (…), both contiguous; deterministic.
+def embedding_backward(
+    dy: torch.Tensor, ids: torch.Tensor, rows: int, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """dw (rows, C) from dy (…, C) and ids (…), both contiguous; deterministic.
+
+    dtype: of dw, dy's (None) or float32, which is what is added up in any case.
 
     Rows of dw that no id names are zero; ids outside 0 … rows − 1 are left out.
     """
     columns, n, device = dy.shape[-1], ids.numel(), dy.device
-    dw = torch.empty(rows, columns, dtype=dy.dtype, device=device)
+    dw = torch.empty(rows, columns, dtype=dtype or dy.dtype, device=device)
     if not dw.numel() or not n:
         return dw.zero_()
-    dtype = dtype_name(dy)
-    width = vector_width(dtype)
+    width = vector_width(dtype_name(dy))
     if columns % width or dy.data_ptr() % 16 or dw.data_ptr() % 16:
         width = 1
     accesses = min(STRETCH, -(-columns // (32 * width)))
     stretches = -(-columns // (32 * width * accesses))
     piece = min(LONGEST, max(SHORTEST, power_of_two(n // PIECES)))
     pieces = -(-n // piece)
-    order, spans, found, arrived, groups, kept = plan(ids, dw, width, pieces * stretches)
+    order, spans, found, arrived, groups, kept = plan(
+        ids, dw, min(width, vector_width(dtype_name(dw))), pieces * stretches
+    )
     # What a piece has of an id that began before it, and of one that goes on behind it.
     partial = torch.empty(2 * pieces, columns, dtype=torch.float32, device=device)
     piece_blocks = -(-pieces * stretches // WARPS)
     blocks = piece_blocks - (-kept // THREADS)
     overlap = overlaps(device)
-    kernel = gather_kernel(dtype, columns, width, accesses, piece, stretches, groups, overlap)
+    kernel = gather_kernel(
+        dtype_name(dy), columns, width, accesses, piece, stretches, groups, overlap, dtype_name(dw)
+    )
     kernel.launch(
         blocks, THREADS, dy, order, spans, found, arrived, partial, dw, piece_blocks,
         len(spans) // groups, kept, pdl=overlap,

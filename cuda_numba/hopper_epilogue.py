@@ -6,12 +6,12 @@
     v = gelu(v)                      `activation`: "gelu" or "gelu_tanh"
     v = v · gelu'(beside)            `slope`: the backward pass of that; beside is a matrix like C
     v = v + beside                   `residual`
-    sums ← column sums of v          a bias's gradient: a row of partial sums for each 64 rows of C
+    sums ← column sums of v          a bias's gradient: rows of partial sums, see `sum_rows_of`
     C ← v, or C ← C + v              `accumulate`, float32 only
 
 A variant compiles only what it needs. All of it happens chunk by chunk, 64 columns at a time, in 32
 local float32 a thread: see `hopper_fragments` for who holds what. Bytes: 2 M N for `pre` and for
-`beside`, 4 M N / 64 for the sums; the rest stays in the caches.
+`beside`, 4 M N / 32 for the sums; the rest stays in the caches.
 """
 
 import functools
@@ -25,7 +25,7 @@ from .namespace import cuda, float32, uint32
 from .warp import LANES
 
 ACTIVATIONS = ("gelu", "gelu_tanh")
-SUM_ROWS = 64  # rows of C that one row of partial column sums stands for
+SUMS = 16  # of a chunk's columns, that a thread holds
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def added(values, beside):
 
 
 @jit(device=True)
-def _exchanged(low, high, lane, distance):
+def exchanged(low, high, lane, distance):
     """Of two sums, the one that this lane keeps, with what the lane at `distance` has of it."""
     upper = (lane & uint32(distance)) != uint32(0)
     mine = high if upper else low
@@ -156,34 +156,47 @@ def _exchanged(low, high, lane, distance):
     return mine + cuda.shfl_xor_sync(LANES, other, distance)
 
 
+def sum_rows_of(M: int, turns: bool) -> int:
+    """How many rows of partial column sums there are: one for each warp of a group that writes.
+
+    A warp has 16 rows of 64; in turns 16 of either half of 128, and adds both.
+    """
+    return 4 * -(-M // (128 if turns else 64))
+
+
 @jit(device=True)
-def warp_column_sums(values, out, at, lane, rows_left):
-    """The sums over a warp's 16 rows of a chunk's 64 columns, to out[at : at + 64] (shared).
+def thread_column_sums(values, totals, place, first, rows_left):
+    """totals[place : place + 16] ← or += what a thread has of a chunk's columns, its two rows.
+
+    rows_left: how many rows of C there are from the thread's first on.
+    """
+    for j in range(8):
+        for i in range(2):
+            total = values[4 * j + i] if rows_left > uint32(0) else float32(0)
+            if rows_left > uint32(8):
+                total += values[4 * j + 2 + i]
+            if not first:
+                total += totals[place + 2 * j + i]
+            totals[place + 2 * j + i] = total
+
+
+@jit(device=True)
+def warp_column_sums(totals, place, lane):
+    """Of a warp's sums of a chunk's 64 columns, those of columns 2 lane and 2 lane + 1.
 
     Lanes that differ in g hold other rows of the same columns. In three steps they exchange halves:
-    16 sums a lane become 8, 4 and 2, and every lane ends with two columns of its own.
+    16 sums a lane become 8, 4 and 2.
 
         lanes g, g ^ 4: columns 8 j + … with j < 4 | j ≥ 4, then g ^ 2: of those the first two or
         the last two, then g ^ 1: one j each
+
+    So g = 4 a + 2 b + c ends with j = g, that is columns 8 g + 2 t and the next.
     """
-    sums = cuda.local.array(16, float32)
-    g = uint32(lane >> uint32(2))
-    for j in range(8):
-        for i in range(2):
-            total = float32(0)
-            if g < rows_left:
-                total = values[4 * j + i]
-            if uint32(g + uint32(8)) < rows_left:
-                total += values[4 * j + 2 + i]
-            sums[2 * j + i] = total
+    sums = cuda.local.array(8, float32)
     for k in range(8):
-        sums[k] = _exchanged(sums[k], sums[8 + k], lane, 16)
+        sums[k] = exchanged(totals[place + k], totals[place + 8 + k], lane, 16)
     for k in range(4):
-        sums[k] = _exchanged(sums[k], sums[4 + k], lane, 8)
+        sums[k] = exchanged(sums[k], sums[4 + k], lane, 8)
     for k in range(2):
-        sums[k] = _exchanged(sums[k], sums[2 + k], lane, 4)
-    t = uint32(lane & uint32(3))
-    # g = 4 a + 2 b + c holds j = 4 a + 2 b + c, that is columns 8 g + 2 t and the next.
-    place = uint32(at + g * uint32(8) + t * uint32(2))
-    out[place] = sums[0]
-    out[place + uint32(1)] = sums[1]
+        sums[k] = exchanged(sums[k], sums[2 + k], lane, 4)
+    return sums[0], sums[1]

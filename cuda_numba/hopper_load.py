@@ -52,7 +52,7 @@ def loader(kind: Kind, tile: Tile):
     """
     n, STAGES = tile.n, tile.stages
     a_along_m, b_along_n = kind.a_along_m, kind.b_along_n
-    STAGE, BARRIERS, PAIR = tile.stage, tile.barriers(kind.epilogue), tile.pair
+    STAGE, BARRIERS, PAIR = tile.stage, tile.barriers, tile.pair
     load_b = ptx.tma_load_3d_multicast
     HALF_K, HALF_N, BOTH = DEPTH // 2, n // 2, 3  # of a pair: what one loads for both blocks
 

@@ -16,7 +16,15 @@ TMA cannot take are written from registers: a quad of lanes has 8 columns of a r
 import functools
 
 from . import ptx
-from .hopper_epilogue import add_bias, added, mapped, sloped, warp_column_sums
+from .hopper_epilogue import (
+    SUMS,
+    add_bias,
+    added,
+    mapped,
+    sloped,
+    thread_column_sums,
+    warp_column_sums,
+)
 from .hopper_fragments import (
     HELD,
     chunk_load,
@@ -81,9 +89,9 @@ def output(kind: Kind, tile: Tile):
     """The device functions (write, fetch) of a kernel: see there."""
     n, _, SLOTS, TURNS, _ = tile
     HALVES = 2 if TURNS else 1  # of 64 rows, that a group writes
-    dtype, out, _, _, how, epilogue, _ = kind
-    CHUNKS, STAGING, SUMS = tile.chunks, tile.staging, tile.sums
-    BARRIERS = tile.barriers(epilogue)
+    dtype, out, _, _, how, epilogue = kind[:6]
+    CHUNKS, STAGING = tile.chunks, tile.staging
+    BARRIERS = tile.barriers
     TMA, BIAS, PRE = how == "tma", epilogue.bias is not None, epilogue.keep_pre
     WIDE, ACCUMULATE = out == "float32", epilogue.accumulate
     ACTIVATED, SLOPED = epilogue.activation is not None, epilogue.slope is not None
@@ -154,27 +162,26 @@ def output(kind: Kind, tile: Tile):
             ptx.bulk_commit()
 
     @jit(device=True)
-    def column_sums(values, sums, base, group, thread, row, column, M, N):
-        """This consumer's 64 rows of a chunk: each warp's sums by shared memory, then a row."""
-        scratch = cuda.shared.array(0, float32)
-        skew = uint32((base - ptx.shared_address(scratch)) >> uint32(2))
-        at = uint32(skew + uint32(SUMS // 4) + group * uint32(256))
-        warp = uint32(thread >> uint32(5))
-        first = uint32(row + warp * uint32(16))
-        left = uint32(M - first) if first < M else uint32(0)
-        warp_column_sums(values, scratch, at + warp * uint32(64), thread & uint32(31), left)
-        meet(group)
-        if thread < uint32(64) and uint32(column + thread) < N and row < M:
-            place = uint32(at + thread)
-            total = scratch[place] + scratch[place + uint32(64)]
-            total += scratch[place + uint32(128)] + scratch[place + uint32(192)]
-            sums[uint64(row >> uint32(6)) * uint64(N) + uint64(column + thread)] = total
-        if not TMA:  # else `send` keeps the next chunk's sums from these
-            meet(group)
+    def column_sums(values, totals, number, sums, thread, row, column, M, N):
+        """This warp's rows of a chunk, and with the last half of a tile a row of partial sums."""
+        lane, warp = uint32(thread & uint32(31)), uint32(thread >> uint32(5))
+        place = number % CHUNKS * SUMS
+        top = uint32(row + warp * uint32(16) + (lane >> uint32(2)))
+        left = uint32(M - top) if top < M else uint32(0)
+        thread_column_sums(values, totals, place, number < CHUNKS, left)
+        if number >= (HALVES - 1) * CHUNKS:
+            low, high = warp_column_sums(totals, place, lane)
+            at = uint32(column + lane * uint32(2))
+            if at < N and (TURNS or row < M):
+                line = uint32(row >> uint32(7 if TURNS else 6)) * uint32(4) + warp
+                pitch = uint32((N + uint32(1)) & uint32(0xFFFFFFFE))
+                ptx.store_64(
+                    sums, uint64(line) * uint64(pitch) + uint64(at), ptx.bits(low), ptx.bits(high)
+                )
 
     @jit(device=True)
-    def chunk(number, values, map_c, map_x, c, bias, sums, base, group, thread, row, column, batch,
-              M, N, pitch, c_batch):  # fmt: skip
+    def chunk(number, values, totals, map_c, map_x, c, bias, sums, base, group, thread, row, column,
+              batch, M, N, pitch, c_batch):  # fmt: skip
         lane, warp = uint32(thread & uint32(31)), uint32(thread >> uint32(5))
         mine = uint32(column + (lane & uint32(3)) * uint32(2))
         ring = uint32(base + uint32(STAGING) + group * uint32(SLOTS * CHUNK_BYTES))
@@ -196,7 +203,7 @@ def output(kind: Kind, tile: Tile):
             else:
                 added(values, beside)
         if SUMMED:
-            column_sums(values, sums, base, group, thread, row, column, M, N)
+            column_sums(values, totals, number, sums, thread, row, column, M, N)
         if TMA and WIDE:
             for part in range(2):
                 taken = number * WRITES + int(PRE) + part
@@ -216,25 +223,25 @@ def output(kind: Kind, tile: Tile):
                 meet(group)
 
     @jit(device=True)
-    def write(acc, map_c, map_x, c, bias, sums, base, group, thread, row, column, batch, M, N,
-              pitch, c_batch, turn, half):  # fmt: skip
+    def write(acc, totals, map_c, map_x, c, bias, sums, base, group, thread, row, column, batch, M,
+              N, pitch, c_batch, turn, half):  # fmt: skip
         values = cuda.local.array(HELD, float32)
         if BESIDE:
             ptx.mbarrier_wait(arrival(base, group), turn)
         take0(acc, values)
-        chunk(half * CHUNKS, values, map_c, map_x, c, bias, sums, base, group, thread, row, column,
-              batch, M, N, pitch, c_batch)  # fmt: skip
+        chunk(half * CHUNKS, values, totals, map_c, map_x, c, bias, sums, base, group, thread, row,
+              column, batch, M, N, pitch, c_batch)  # fmt: skip
         if CHUNKS > 1:
             take1(acc, values)
-            chunk(half * CHUNKS + 1, values, map_c, map_x, c, bias, sums, base, group, thread, row,
-                  column + uint32(64), batch, M, N, pitch, c_batch)  # fmt: skip
+            chunk(half * CHUNKS + 1, values, totals, map_c, map_x, c, bias, sums, base, group,
+                  thread, row, column + uint32(64), batch, M, N, pitch, c_batch)  # fmt: skip
         if CHUNKS > 2:
             take2(acc, values)
-            chunk(half * CHUNKS + 2, values, map_c, map_x, c, bias, sums, base, group, thread, row,
-                  column + uint32(128), batch, M, N, pitch, c_batch)  # fmt: skip
+            chunk(half * CHUNKS + 2, values, totals, map_c, map_x, c, bias, sums, base, group,
+                  thread, row, column + uint32(128), batch, M, N, pitch, c_batch)  # fmt: skip
         if CHUNKS > 3:
             take3(acc, values)
-            chunk(half * CHUNKS + 3, values, map_c, map_x, c, bias, sums, base, group, thread, row,
-                  column + uint32(192), batch, M, N, pitch, c_batch)  # fmt: skip
+            chunk(half * CHUNKS + 3, values, totals, map_c, map_x, c, bias, sums, base, group,
+                  thread, row, column + uint32(192), batch, M, N, pitch, c_batch)  # fmt: skip
 
     return write, fetch

@@ -6,6 +6,7 @@
 list of `hopper_schedule`, 64 of K at a time:
 
     warpgroup 0, one thread   TMA: boxes of A and B into a ring of stages     full[s], empty[s]:
+                 two warps    sums of A's rows, where wanted (`hopper_row_sums`)
     warpgroup 1               wgmma: rows 0 – 63 of the tile, 64 × n × 64     mbarriers of a stage
     warpgroup 2               wgmma: rows 64 – 127
                                                                     ┌ A  128 × 64, 16 KB
@@ -26,12 +27,14 @@ bulk.tensor"; Luo et al. 2024, "Benchmarking and Dissecting the Nvidia Hopper GP
 import functools
 
 from . import ptx
+from .hopper_epilogue import SUMS
 from .hopper_load import loader, placer
 from .hopper_output import output
+from .hopper_row_sums import WARPS, adder
 from .hopper_split import splitter
 from .hopper_tile import A_BYTES, F32, U32, U64, Kind, Tile
 from .jit import jit
-from .namespace import cuda, uint8, uint32
+from .namespace import cuda, float32, uint8, uint32
 
 THREADS = 384
 
@@ -39,19 +42,21 @@ THREADS = 384
 @functools.cache
 def product_kernel(kind: Kind, tile: Tile, lto: bool = False):
     """The kernel. Grid: as many blocks as the table has lists; 384 threads; dynamic shared memory:
-    tile.shared(kind.epilogue)."""
+    tile.shared."""
     tile.check(kind)
     n, STAGES, SLOTS = tile[:3]
-    dtype, out, a_along_m, b_along_n, _, epilogue, _ = kind
+    dtype, out, a_along_m, b_along_n, _, epilogue = kind[:6]
     BIAS, BESIDE = epilogue.bias or "float32", epilogue.beside
-    PAIR, READERS = tile.pair, 8 * (1 + tile.pair)  # warps that read a stage
+    PAIR, ROW_SUMS = tile.pair, kind.row_sums
+    READERS = (8 + WARPS * ROW_SUMS) * (1 + PAIR)  # warps that read a stage
     list_of, first_row, give_back = placer(tile)
-    STAGE, BARRIERS = tile.stage, tile.barriers(epilogue)
+    STAGE, BARRIERS, HELD_SUMS = tile.stage, tile.barriers, tile.chunks * SUMS
     A_LEADING = 8192 if a_along_m else 0  # from 64 of M to the next; unused along K
     B_LEADING = 8192 if b_along_n else 0
     multiply = ptx.wgmma(n, dtype, k_steps=4, transpose_a=a_along_m, transpose_b=b_along_n)
     zeros, wait_one, wait_all = ptx.wgmma_zeros(n), ptx.wgmma_wait(n, 1), ptx.wgmma_wait(n, 0)
     load, (leave, collect), (write, fetch) = loader(kind, tile), splitter(tile), output(kind, tile)
+    add_up = adder(kind, tile)
 
     @jit(pointers=True, launch_bounds=(THREADS, 1), lto=lto)
     def product(map_a: U64, map_b: U64, map_c: U64, map_x: U64,
@@ -74,12 +79,20 @@ def product_kernel(kind: Kind, tile: Tile, lto: bool = False):
         else:
             cuda.syncthreads()
         if i < uint32(128):
-            ptx.setmaxnreg_dec(40)
+            if ROW_SUMS:
+                ptx.setmaxnreg_dec(56)
+            else:
+                ptx.setmaxnreg_dec(40)
             if i == 0:
                 load(map_a, map_b, work, base, many_a, many_b)
+            if ROW_SUMS and i >= uint32(32) and i < uint32(32 + 32 * WARPS):
+                add_up(work, base, sums, M, N, (i >> uint32(5)) - uint32(1), i & uint32(31))
             cuda.syncwarp()
         else:
-            ptx.setmaxnreg_inc(232)
+            if ROW_SUMS:
+                ptx.setmaxnreg_inc(224)
+            else:
+                ptx.setmaxnreg_inc(232)
             group, thread = uint32((i >> uint32(7)) - uint32(1)), uint32(i & uint32(127))
             lane = uint32(i & uint32(31))
             entry = uint32(work[list_of()])
@@ -118,8 +131,9 @@ def product_kernel(kind: Kind, tile: Tile, lto: bool = False):
                 else:
                     if last >= uint32(1 << 20):
                         acc = collect(acc, last, group, group, thread, partials, flags)
-                    write(acc, map_c, map_x, c, bias, sums, base, group, thread, row, column,
-                          batch, M, N, pitch, c_batch, turn, 0)  # fmt: skip
+                    totals = cuda.local.array(HELD_SUMS, float32)
+                    write(acc, totals, map_c, map_x, c, bias, sums, base, group, thread, row,
+                          column, batch, M, N, pitch, c_batch, turn, 0)  # fmt: skip
                     turn = uint32(turn ^ uint32(1))
             if SLOTS > 0 and thread == 0:
                 ptx.bulk_wait_read(0)  # the staging must outlive the last stores

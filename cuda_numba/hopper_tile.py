@@ -1,10 +1,9 @@
 """How a product's kernel is cut: constants that it is compiled for, and its shared memory.
 
-| stage 0 | stage 1 | … | slots of group 0 | slots of group 1 | sums | mbarriers |
+| stage 0 | stage 1 | … | slots of group 0 | slots of group 1 | mbarriers |
 
 stage       A 128 × 64 and B 64 × n, 16-bit elements, 128-byte swizzle: 16 KB + 128 n bytes
 slot        a chunk, 64 rows × 64 columns, on its way out or in: 8 KB
-sums        column sums of four warps, 64 columns each, of both groups: 2 KB, where wanted
 mbarriers   full[stage], at 64 bytes empty[stage], at 128 one for each reader of what lies beside C
 """
 
@@ -17,7 +16,6 @@ WIDTHS = (256, 192, 128)  # columns of a tile
 CHUNK = 64  # columns that leave together
 CHUNK_BYTES = 64 * CHUNK * 2
 A_BYTES = ROWS * DEPTH * 2
-SUMS_BYTES = 2 * 4 * CHUNK * 4
 SHARED_BYTES = 227 * 1024  # that a block may have
 U32, U64, F32 = "uint32", "uint64", "float32"  # of the kernels' parameters
 ALIGNMENT = 1024  # of a swizzled tile; the kernel finds the first such place itself
@@ -26,7 +24,8 @@ ALIGNMENT = 1024  # of a swizzled tile; the kernel finds the first such place it
 class Kind(NamedTuple):
     """What a kernel multiplies and what it writes. a_along_m: A lies along M in memory, not along
     K; b_along_n likewise. store: "tma", or from registers "pairs" or "singles" of elements.
-    bias_pairs: two numbers of the bias can be read at once."""
+    bias_pairs: two numbers of the bias can be read at once. row_sums: A's rows are added up as well
+    (`hopper_row_sums`)."""
 
     dtype: str = "bfloat16"
     out: str = "bfloat16"
@@ -35,6 +34,7 @@ class Kind(NamedTuple):
     store: str = "tma"
     epilogue: Epilogue = NONE
     bias_pairs: bool = True
+    row_sums: bool = False
 
     @property
     def writes(self) -> int:
@@ -69,17 +69,14 @@ class Tile(NamedTuple):
         return self.stages * self.stage
 
     @property
-    def sums(self) -> int:
-        """Where the column sums begin."""
+    def barriers(self) -> int:
+        """Where the mbarriers begin."""
         return self.staging + 2 * self.slots * CHUNK_BYTES
 
-    def barriers(self, epilogue: Epilogue) -> int:
-        """Where the mbarriers begin."""
-        return self.sums + (SUMS_BYTES if epilogue.sums else 0)
-
-    def shared(self, epilogue: Epilogue) -> int:
+    @property
+    def shared(self) -> int:
         """Bytes of dynamic shared memory."""
-        return ALIGNMENT + self.barriers(epilogue) + 256
+        return ALIGNMENT + self.barriers + 256
 
     @property
     def rows(self) -> int:
@@ -100,7 +97,12 @@ class Tile(NamedTuple):
             )
         if kind.epilogue.beside and kind.writes > 1:
             raise ValueError("store: float32 leaves by TMA only where no matrix is read beside")
+        if kind.row_sums and (self.turns or kind.epilogue.sums or not kind.a_along_m):
+            raise ValueError(
+                "row_sums: they are taken of an A along M, by groups that share a tile, and not "
+                "together with column sums"
+            )
         if kind.writes and not self.slots:
             raise ValueError("slots: got 0; what leaves by TMA needs one at least")
-        if (nbytes := self.shared(kind.epilogue)) > SHARED_BYTES:
+        if (nbytes := self.shared) > SHARED_BYTES:
             raise ValueError(f"{self}: {nbytes} bytes of shared memory, a block has {SHARED_BYTES}")

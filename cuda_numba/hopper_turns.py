@@ -18,12 +18,13 @@ short or the epilogue long. Source: the "ping-pong" kernels of NVIDIA's CUTLASS,
 import functools
 
 from . import ptx
+from .hopper_epilogue import SUMS
 from .hopper_load import loader, placer
 from .hopper_output import output
 from .hopper_split import splitter
 from .hopper_tile import A_BYTES, F32, U32, U64, Kind, Tile
 from .jit import jit
-from .namespace import cuda, uint8, uint32
+from .namespace import cuda, float32, uint8, uint32
 
 THREADS = 384
 
@@ -50,11 +51,11 @@ def turns_kernel(kind: Kind, tile: Tile, lto: bool = False):
     """The kernel. Arguments, grid and block as those of `hopper_product.product_kernel`."""
     tile.check(kind)
     n, STAGES, SLOTS = tile[:3]
-    dtype, out, a_along_m, b_along_n, _, epilogue, _ = kind
+    dtype, out, a_along_m, b_along_n, _, epilogue = kind[:6]
     BIAS, BESIDE = epilogue.bias or "float32", epilogue.beside
     PAIR, READERS = tile.pair, 4 * (1 + tile.pair)  # warps that read a stage
     list_of, first_row, give_back = placer(tile)
-    STAGE, BARRIERS = tile.stage, tile.barriers(epilogue)
+    STAGE, BARRIERS, HELD_SUMS = tile.stage, tile.barriers, tile.chunks * SUMS
     A_LEADING = 8192 if a_along_m else 0
     B_LEADING = 8192 if b_along_n else 0
     multiply = ptx.wgmma(n, dtype, k_steps=4, transpose_a=a_along_m, transpose_b=b_along_n)
@@ -149,10 +150,12 @@ def turns_kernel(kind: Kind, tile: Tile, lto: bool = False):
                     if last >= uint32(1 << 20):
                         top = collect(top, last, uint32(0), group, thread, partials, flags)
                         low = collect(low, last, uint32(1), group, thread, partials, flags)
-                    write(top, map_c, map_x, c, bias, sums, base, group, thread, row, column,
-                          batch, M, N, pitch, c_batch, turn, 0)  # fmt: skip
-                    write(low, map_c, map_x, c, bias, sums, base, group, thread, row + uint32(64),
-                          column, batch, M, N, pitch, c_batch, turn, 1)  # fmt: skip
+                    totals = cuda.local.array(HELD_SUMS, float32)
+                    write(top, totals, map_c, map_x, c, bias, sums, base, group, thread, row,
+                          column, batch, M, N, pitch, c_batch, turn, 0)  # fmt: skip
+                    write(low, totals, map_c, map_x, c, bias, sums, base, group, thread,
+                          row + uint32(64), column, batch, M, N, pitch, c_batch, turn,
+                          1)  # fmt: skip
                     turn = uint32(turn ^ uint32(1))
             if SLOTS > 0 and thread == 0:
                 ptx.bulk_wait_read(0)

@@ -36,6 +36,7 @@ from .cross_entropy_launch import (
 from .dtypes import FLOATS, dtype_name
 from .matmul import HOPPER, matmul_rung, multiply
 from .matmul_hopper import product
+from .rounded import copy_for
 
 CHUNK_BYTES = 288 << 20  # of logits at a time
 CHUNK_ROWS = 128  # a chunk's rows are a multiple: one tile of the product
@@ -99,10 +100,12 @@ class _Chunks:
 
 
 class _Gradients:
-    """dx and dw, filled chunk by chunk. dw: a float32 tensor that is added to, or None."""
+    """dx and dw, filled chunk by chunk. dw: a float32 tensor that is added to, or None: one of
+    `dtype` is made, by default w's."""
 
-    def __init__(self, x, w, dw=None):
+    def __init__(self, x, w, dw=None, dtype=None):
         self.x, self.w, self.given = x, w, dw is not None
+        self.dtype = dtype or w.dtype
         self.dx = torch.empty_like(x)
         make = torch.empty if len(x) else torch.zeros
         self.sums = make(w.shape, dtype=torch.float32, device=w.device) if dw is None else dw
@@ -114,7 +117,7 @@ class _Gradients:
 
     @property
     def dw(self):
-        return self.sums if self.given else self.sums.to(self.w.dtype)
+        return self.sums if self.given else self.sums.to(self.dtype)
 
 
 # ---- launchers: contiguous tensors
@@ -136,13 +139,14 @@ def linear_cross_entropy_forward(
 
 def linear_cross_entropy_forward_backward(
     x: torch.Tensor, w: torch.Tensor, targets: torch.Tensor, ignore_index: int = -100, *,
-    scale: float = 1.0, dw: torch.Tensor | None = None,
+    scale: float = 1.0, dw: torch.Tensor | None = None, dw_dtype: torch.dtype | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """(loss, dx, dw), the gradients times `scale`.
 
-    dw: float32 (V, C) that the gradient of w is added to; None: one of w's dtype is made.
+    dw: float32 (V, C) that the gradient of w is added to; None: one of `dw_dtype` is made, by
+    default w's.
     """
-    chunks, gradients = _Chunks(x, w, targets), _Gradients(x, w, dw)
+    chunks, gradients = _Chunks(x, w, targets), _Gradients(x, w, dw, dw_dtype)
     count = count_of(targets, ignore_index)
     losses = torch.zeros(len(chunks.slices), dtype=torch.float32, device=x.device)
     for rows, i, logits, aims in chunks:
@@ -155,10 +159,10 @@ def linear_cross_entropy_forward_backward(
 
 def linear_cross_entropy_backward(
     dy: torch.Tensor, x: torch.Tensor, w: torch.Tensor, targets: torch.Tensor,
-    ignore_index: int = -100,
+    ignore_index: int = -100, dw_dtype: torch.dtype | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """(dx, dw) from dy (float32, one number), with the logits computed once more."""
-    chunks, gradients = _Chunks(x, w, targets), _Gradients(x, w)
+    chunks, gradients = _Chunks(x, w, targets), _Gradients(x, w, dtype=dw_dtype)
     count = count_of(targets, ignore_index)
     for rows, i, logits, aims in chunks:
         lse = cross_entropy_forward(logits, aims, ignore_index).lse
@@ -168,11 +172,16 @@ def linear_cross_entropy_backward(
 
 
 class LinearCrossEntropyFunction(torch.autograd.Function):
-    """Gradients in the forward pass; scaled in place by the backward pass, which runs once."""
+    """Gradients in the forward pass; scaled in place by the backward pass, which runs once.
+
+    copy: what is read in w's place, None for w itself; only w has a gradient.
+    """
 
     @staticmethod
-    def forward(ctx, x, w, targets, ignore_index):
-        loss, dx, dw = linear_cross_entropy_forward_backward(x, w, targets, ignore_index)
+    def forward(ctx, x, w, targets, ignore_index, copy):
+        loss, dx, dw = linear_cross_entropy_forward_backward(
+            x, w if copy is None else copy, targets, ignore_index, dw_dtype=w.dtype
+        )
         ctx.save_for_backward(dx, dw)
         ctx.used = False
         return loss
@@ -186,33 +195,37 @@ class LinearCrossEntropyFunction(torch.autograd.Function):
                 "scaled in place then; call it again, or keep the logits and use cross_entropy."
             )
         ctx.used = True
-        return (*(scale_gradient_(d, dy) for d in ctx.saved_tensors), None, None)
+        return (*(scale_gradient_(d, dy) for d in ctx.saved_tensors), None, None, None)
 
 
 class LinearCrossEntropyRecomputed(torch.autograd.Function):
     """The logits are computed once more in the backward pass, when dy, the loss scale, is known."""
 
     @staticmethod
-    def forward(ctx, x, w, targets, ignore_index):
-        ctx.save_for_backward(x, w, targets)
-        ctx.ignore_index = ignore_index
-        return linear_cross_entropy_forward(x, w, targets, ignore_index)
+    def forward(ctx, x, w, targets, ignore_index, copy):
+        read = w if copy is None else copy
+        ctx.save_for_backward(x, read, targets)
+        ctx.ignore_index, ctx.weight_dtype = ignore_index, w.dtype
+        return linear_cross_entropy_forward(x, read, targets, ignore_index)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        return (
-            *linear_cross_entropy_backward(dy, *ctx.saved_tensors, ctx.ignore_index),
-            None,
-            None,
+        gradients = linear_cross_entropy_backward(
+            dy, *ctx.saved_tensors, ctx.ignore_index, ctx.weight_dtype
         )
+        return *gradients, None, None, None
 
 
 # ---- public operation
 
 
 def linear_cross_entropy(
-    x: torch.Tensor, w: torch.Tensor, targets: torch.Tensor, ignore_index: int = -100
+    x: torch.Tensor,
+    w: torch.Tensor,
+    targets: torch.Tensor,
+    ignore_index: int = -100,
+    rounded: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """cross_entropy(x wᵀ, targets), with at most CHUNK_BYTES of logits in memory.
 
@@ -222,6 +235,10 @@ def linear_cross_entropy(
     when the forward pass is done (in float16 they are computed by the backward pass, as often as
     wanted). What is not contiguous is copied first. A target outside 0 … V − 1 that is not
     ignore_index makes the loss NaN or infinite.
+
+    w may be float32 where x is not. Then the products read `rounded`, w's numbers in x's dtype, or
+    without it w.to(x.dtype), made anew in every call; dw is float32 as it is summed, and no
+    gradient goes to `rounded`.
     """
     for name, tensor in (("x", x), ("w", w)):
         if dtype_name(tensor) not in FLOATS:
@@ -231,10 +248,10 @@ def linear_cross_entropy(
             )
         if tensor.dim() != 2:
             raise ValueError(f"{name}: its shape is {tuple(tensor.shape)}, it must have two axes.")
-    if w.dtype != x.dtype or w.shape[1] != x.shape[1]:
+    if w.dtype not in (x.dtype, torch.float32) or w.shape[1] != x.shape[1]:
         raise ValueError(
             f"w: {tuple(w.shape)} {dtype_name(w)}, with x's {tuple(x.shape)} {dtype_name(x)} it "
-            f"must be (V, {x.shape[1]}) {dtype_name(x)}."
+            f"must be (V, {x.shape[1]}) {dtype_name(x)} or float32."
         )
     if targets.dtype != torch.int64 or targets.shape != x.shape[:1]:
         raise ValueError(
@@ -245,9 +262,13 @@ def linear_cross_entropy(
         raise ValueError(
             f"targets, w: on {targets.device} and {w.device}, they must be on {x.device}."
         )
-    arguments = x.contiguous(), w.contiguous(), targets.contiguous(), ignore_index
+    copy = copy_for(x.dtype, w, rounded)
+    copy = copy if copy is None else copy.contiguous()
+    x, targets = x.contiguous(), targets.contiguous()
     if not (torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)):
-        return linear_cross_entropy_forward(*arguments)
+        read = w.contiguous() if copy is None else copy
+        return linear_cross_entropy_forward(x, read, targets, ignore_index)
+    w = w.contiguous() if copy is None else w
     if x.dtype == torch.float16:
-        return LinearCrossEntropyRecomputed.apply(*arguments)
-    return LinearCrossEntropyFunction.apply(*arguments)
+        return LinearCrossEntropyRecomputed.apply(x, w, targets, ignore_index, copy)
+    return LinearCrossEntropyFunction.apply(x, w, targets, ignore_index, copy)

@@ -28,6 +28,7 @@ from .dtypes import FLOATS, dtype_name
 from .hopper_operand import DTYPES, batch_of, problem
 from .matmul_hopper import product
 from .matmul_sums import column_sums
+from .rounded import copy_for
 
 HOPPER = "hopper"
 # activation → `approximate` of torch and of `activation.gelu`
@@ -85,7 +86,7 @@ def multiply(
     """A B by the rung that `matmul_rung` names, without autograd."""
     if b.dim() == 2 and a.dim() > 2 and (flat := _flat(a)) is not None:
         return multiply(flat, b, out_dtype).view(*a.shape[:-1], b.shape[-1])
-    if not a.shape[-1]:
+    if not a.numel() or not b.numel():
         batch = (a if a.dim() >= b.dim() else b).shape[:-2]
         shape = (*batch, a.shape[-2], b.shape[-1])
         return torch.zeros(shape, dtype=out_dtype or a.dtype, device=a.device)
@@ -111,6 +112,12 @@ def _flat(x: torch.Tensor) -> torch.Tensor | None:
         return x.view(-1, x.shape[-1])
     except RuntimeError:
         return None
+
+
+def rows_of(x: torch.Tensor) -> torch.Tensor:
+    """x (…, n) as (rows, n), copied where that is no view."""
+    rows = _flat(x)
+    return x.reshape(-1, x.shape[-1]) if rows is None else rows
 
 
 # ---- autograd
@@ -140,9 +147,13 @@ def _gradient(left: torch.Tensor, right: torch.Tensor, like: torch.Tensor) -> to
 
 
 class LinearFunction(torch.autograd.Function):
+    """rounded: what is read in w's place, None for w itself; only w has a gradient."""
+
     @staticmethod
-    def forward(ctx, x, w, b, activation):
+    def forward(ctx, x, w, b, activation, rounded):
         wanted = activation is not None and any(ctx.needs_input_grad)
+        ctx.weight_dtype = w.dtype
+        w = w if rounded is None else rounded
         y, pre = linear_forward(x, w, b, activation, wanted)
         ctx.save_for_backward(x, w, pre)
         ctx.activation, ctx.bias_dtype = activation, None if b is None else b.dtype
@@ -156,9 +167,11 @@ class LinearFunction(torch.autograd.Function):
         if ctx.activation is not None:
             dy = gelu_backward(dy, pre, ACTIVATIONS[ctx.activation])
         dx = multiply(dy, w) if ctx.needs_input_grad[0] else None
-        dw = multiply(dy.t(), x) if ctx.needs_input_grad[1] else None
-        db = column_sums(dy).to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
-        return dx, dw, db, None
+        dw, db = weight_and_bias_gradients(
+            dy, x, ctx.weight_dtype if ctx.needs_input_grad[1] else None,
+            ctx.bias_dtype if ctx.needs_input_grad[2] else None,
+        )  # fmt: skip
+        return dx, dw, db, None, None
 
 
 def linear_forward(x, w, b=None, activation=None, keep_pre=False):
@@ -176,6 +189,29 @@ def linear_forward(x, w, b=None, activation=None, keep_pre=False):
     return y, pre if keep_pre else None
 
 
+def weight_and_bias_gradients(
+    dy: torch.Tensor, x: torch.Tensor, w_dtype: torch.dtype | None, b_dtype: torch.dtype | None
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """(dyᵀ x, the sums of dy's columns) in these formats, None for what is not wanted.
+
+    The Hopper kernel adds up dy on its way: dy is read once for both.
+    """
+    both = None not in (w_dtype, b_dtype) and dy.shape[1] > 1
+    if both and len(dy) and x.shape[1] and matmul_rung(dy.t(), x) == HOPPER:
+        db = torch.empty(dy.shape[1], dtype=torch.float32, device=dy.device)
+        dw = product(dy.t(), x, out_dtype=w_dtype, row_sums=db)
+        return dw, db.to(b_dtype)
+    dw = None if w_dtype is None else multiply(dy.t(), x, w_dtype)
+    return dw, None if b_dtype is None else bias_gradient(dy, b_dtype)
+
+
+def bias_gradient(dy: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The sums of dy's columns (rows, N), contiguous, in float32 and then rounded to `dtype`."""
+    if not len(dy):
+        return torch.zeros(dy.shape[1], dtype=dtype, device=dy.device)
+    return column_sums(dy).to(dtype)
+
+
 def _even(columns: int, keep_pre: bool) -> bool:
     """Whether rows of so many columns can leave by TMA, as `pre` has to."""
     return not keep_pre or columns % 8 == 0
@@ -184,18 +220,33 @@ def _even(columns: int, keep_pre: bool) -> bool:
 # ---- public operations
 
 
-def _check(a: torch.Tensor, b: torch.Tensor, names: str) -> None:
-    first, second = names
-    for name, x in ((first, a), (second, b)):
-        if dtype_name(x) not in FLOATS:
-            raise TypeError(
-                f"{name}: its dtype is {dtype_name(x)}, products take {', '.join(FLOATS)}."
-            )
-    if a.dtype != b.dtype or a.device != b.device:
-        raise TypeError(
-            f"{second}: it is {dtype_name(b)} on {b.device}, {first} {dtype_name(a)} on "
-            f"{a.device}; they must agree."
+def check_operands(x, w, b, names: str = "x w b") -> None:
+    """Raises TypeError or ValueError where x (…, K), w (N, K) and b (N,) or None do not fit.
+
+    names: of the three, for the messages.
+    """
+    x_name, w_name, b_name = names.split()
+    _check_float(x, x_name)
+    _check_float(w, w_name)
+    if w.device != x.device:
+        raise TypeError(f"{w_name}: it is on {w.device}, {x_name} on {x.device}; they must agree.")
+    if w.dim() != 2 or not x.dim() or x.shape[-1] != w.shape[1]:
+        raise ValueError(
+            f"{w_name}: its shape is {tuple(w.shape)}, with {x_name}'s {tuple(x.shape)} it must be "
+            f"(N, {x.shape[-1] if x.dim() else '…'})."
         )
+    if b is None:
+        return
+    if tuple(b.shape) != (w.shape[0],) or dtype_name(b) not in FLOATS or b.device != x.device:
+        raise ValueError(
+            f"{b_name}: {tuple(b.shape)} {dtype_name(b)} on {b.device}, it must be "
+            f"({w.shape[0]},) of a float format on {x.device}."
+        )
+
+
+def _check_float(x: torch.Tensor, name: str) -> None:
+    if dtype_name(x) not in FLOATS:
+        raise TypeError(f"{name}: its dtype is {dtype_name(x)}, products take {', '.join(FLOATS)}.")
 
 
 def matmul(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -206,7 +257,13 @@ def matmul(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype | None = Non
     contiguous rows neither way is copied. The rung that runs is `matmul_rung(a, b)`; the module
     says by which rule. Gradients have the operands' dtype; that of C is converted to it first.
     """
-    _check(a, b, "ab")
+    _check_float(a, "a")
+    _check_float(b, "b")
+    if a.dtype != b.dtype or a.device != b.device:
+        raise TypeError(
+            f"b: it is {dtype_name(b)} on {b.device}, a {dtype_name(a)} on {a.device}; they must "
+            "agree."
+        )
     if a.dim() < 2 or b.dim() < 2:
         raise ValueError(
             f"a, b: they have {a.dim()} and {b.dim()} dimensions, matmul takes 2 or more."
@@ -231,25 +288,21 @@ def linear(
     w: torch.Tensor,
     b: torch.Tensor | None = None,
     activation: str | None = None,
+    rounded: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """act(x wᵀ + b): x (…, K), w (N, K), b (N,) → (…, N) of x's dtype; differentiable.
 
     activation: None, "gelu" or "gelu_tanh". On the Hopper rung bias and activation are part of the
     product's kernel; elsewhere they follow it. x is copied where its rows do not lie evenly.
+
+    w has x's dtype, or is float32 where x is bfloat16 or float16. Then the product reads `rounded`,
+    w's numbers in x's dtype, or without it w.to(x.dtype), made anew in every call; dw is float32 as
+    the product sums it, and no gradient goes to `rounded`. Gradients have the dtype
+    of what they belong to, db from float32 sums.
     """
-    _check(x, w, "xw")
-    if w.dim() != 2 or not x.dim() or x.shape[-1] != w.shape[1]:
-        raise ValueError(
-            f"w: its shape is {tuple(w.shape)}, with x's {tuple(x.shape)} it must be "
-            f"(N, {x.shape[-1] if x.dim() else '…'})."
-        )
-    if b is not None and (tuple(b.shape) != (w.shape[0],) or dtype_name(b) not in FLOATS):
-        raise ValueError(
-            f"b: {tuple(b.shape)} {dtype_name(b)}, it must be ({w.shape[0]},) of a float format."
-        )
+    check_operands(x, w, b)
     if activation not in (None, *ACTIVATIONS):
         raise ValueError(f"activation: got {activation!r}, it is one of {', '.join(ACTIVATIONS)}.")
-    rows = _flat(x)
-    rows = x.reshape(-1, x.shape[-1]) if rows is None else rows
-    y = LinearFunction.apply(rows, w, None if b is None else b.contiguous(), activation)
+    copy = copy_for(x.dtype, w, rounded)
+    y = LinearFunction.apply(rows_of(x), w, None if b is None else b.contiguous(), activation, copy)
     return y.view(*x.shape[:-1], w.shape[0])

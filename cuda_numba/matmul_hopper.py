@@ -5,7 +5,7 @@
     c = product(a, b)                                   # (…, M, K) × (…, K, N) → (…, M, N)
     y = product(x, w.t(), bias=b, activation="gelu_tanh", pre=pre)
     dx = product(dy, w, slope_at=pre, slope="gelu_tanh", column_sums=db)
-    product(dy.t(), x, out=w.grad, accumulate=True)     # float32
+    product(dy.t(), x, out=w.grad, row_sums=db, accumulate=True)       # float32
 
 A plan is all that does not change between two calls with the same tensors: the kernel, the tensor
 maps, the work list on the device, the launcher. It is kept by the tensors' addresses, shapes and
@@ -26,7 +26,7 @@ import torch
 from . import ptx
 from .dtypes import dtype_name
 from .hopper_choice import Choice, choice
-from .hopper_epilogue import SUM_ROWS, Epilogue
+from .hopper_epilogue import Epilogue, sum_rows_of
 from .hopper_operand import Operand, Target, operand, target
 from .hopper_product import THREADS, product_kernel
 from .hopper_schedule import pieces_of, table_of
@@ -131,7 +131,7 @@ def plan(a: Operand, b: Operand, c: Target, kind: Kind, chosen: Choice,
     head = (*maps, table, *workspace(device, slots, tile.n))
     tail = (M, N, c.view.stride(1), c.view.stride(0), int(a.shape[0] > 1), int(b.shape[0] > 1))
     no_c, unused = nothing(device, c.view.dtype), nothing(device, torch.float32)
-    make, smem = turns_kernel if tile.turns else product_kernel, tile.shared(kind.epilogue)
+    make, smem = turns_kernel if tile.turns else product_kernel, tile.shared
     kernel = make(kind, tile, chosen.lto)
     by_tma = kind.store == "tma"
 
@@ -146,7 +146,19 @@ def plan(a: Operand, b: Operand, c: Target, kind: Kind, chosen: Choice,
     def launch_pairs(c, bias, sums) -> None:
         kernel.launch(2 * blocks, THREADS, *arguments(c, bias, sums), smem=smem, cluster=2)
 
-    return launch_pairs if tile.pair else launch
+    run = launch_pairs if tile.pair else launch
+    if not (kind.epilogue.sums or kind.row_sums):
+        return run
+    shape = -(-K // DEPTH), M + M % 2
+    if kind.epilogue.sums:
+        shape = sum_rows_of(M, tile.turns), N + N % 2
+
+    def launch_and_sum(c, bias, sums) -> None:
+        partial = torch.empty(shape, dtype=torch.float32, device=device)
+        run(c, bias, partial)
+        sum_rows(partial, sums)
+
+    return launch_and_sum
 
 
 def _key(x: torch.Tensor | None):
@@ -166,6 +178,7 @@ def product(
     slope: str = "gelu_tanh",
     residual: torch.Tensor | None = None,
     column_sums: torch.Tensor | None = None,
+    row_sums: torch.Tensor | None = None,
     accumulate: bool = False,
     chosen: Choice | None = None,
     blocks: int | None = None,
@@ -183,6 +196,8 @@ def product(
     slope_at: like C, of a's dtype: the result is multiplied by slope'(slope_at).
     residual: like C, of a's dtype, is added at the end.
     column_sums: (N,) float32, gets the sum of each column of the result (before it is rounded).
+    row_sums: (M,) float32, gets the sum of each row of a, which lies along M as dyᵀ does: a bias's
+        gradient without a pass of its own. Not together with column_sums.
     accumulate: out += the result; float32.
     chosen, blocks: instead of `hopper_choice.choice` and of the number of multiprocessors.
 
@@ -195,7 +210,7 @@ def product(
         stream = torch._C._cuda_getCurrentRawStream(a.get_device())
         key = (
             _key(a), _key(b), _key(out), _key(bias), activation, _key(pre), _key(slope_at), slope,
-            _key(residual), _key(column_sums), accumulate, chosen, blocks, stream,
+            _key(residual), _key(column_sums), _key(row_sums), accumulate, chosen, blocks, stream,
         )  # fmt: skip
         launch = _plans.get(key)
     else:
@@ -204,23 +219,20 @@ def product(
     if not out.numel():
         if column_sums is not None:
             column_sums.zero_()
+        if row_sums is not None:
+            torch.sum(a, -1, dtype=torch.float32, out=row_sums)
         return out
     if launch is None:
         launch = _planned(
-            a, b, out, bias, activation, pre, slope_at, slope, residual, column_sums, accumulate,
-            chosen, blocks,
+            a, b, out, bias, activation, pre, slope_at, slope, residual, column_sums, row_sums,
+            accumulate, chosen, blocks,
         )  # fmt: skip
         if key is not None:
             if len(_plans) >= PLANS:
                 _plans.clear()
             _plans[key] = launch
-    partial = None
-    if column_sums is not None:
-        rows, N = -(-a.shape[-2] // SUM_ROWS), b.shape[-1]
-        partial = torch.empty(rows, N, dtype=torch.float32, device=a.device)
-    launch(out if out.is_contiguous() else target("out", out).flat, bias, partial)
-    if partial is not None:
-        sum_rows(partial, column_sums)
+    sums = row_sums if column_sums is None else column_sums
+    launch(out if out.is_contiguous() else target("out", out).flat, bias, sums)
     return out
 
 
@@ -233,8 +245,8 @@ def _output(a, b, out_dtype):
     )
 
 
-def _planned(a, b, out, bias, activation, pre, slope_at, slope, residual, column_sums, accumulate,
-             chosen, blocks):  # fmt: skip
+def _planned(a, b, out, bias, activation, pre, slope_at, slope, residual, column_sums, row_sums,
+             accumulate, chosen, blocks):  # fmt: skip
     """Check everything and make the plan."""
     A, B, C = operand("a", a), operand("b", b), target("out", out)
     (za, M, K), (zb, depth, N) = A.shape, B.shape
@@ -270,6 +282,13 @@ def _planned(a, b, out, bias, activation, pre, slope_at, slope, residual, column
         or not column_sums.is_contiguous() or C.view.shape[0] > 1
     ):  # fmt: skip
         raise ValueError(f"column_sums: it must be ({N},) float32, of a single product")
+    if row_sums is not None and (
+        tuple(row_sums.shape) != (M,) or row_sums.dtype != torch.float32
+        or not row_sums.is_contiguous() or C.view.shape[0] > 1
+    ):  # fmt: skip
+        raise ValueError(f"row_sums: it must be ({M},) float32, of a single product")
+    if row_sums is not None and (column_sums is not None or not A.turned):
+        raise ValueError("row_sums: a must lie along M, as dy.t() does, and column_sums be None")
     store = C.store
     if (
         store == "tma"
@@ -285,6 +304,7 @@ def _planned(a, b, out, bias, activation, pre, slope_at, slope, residual, column
             residual=residual is not None, sums=column_sums is not None, accumulate=accumulate,
         ),
         bias_pairs=bias is None or (N % 2 == 0 and bias.data_ptr() % 8 == 0),
+        row_sums=row_sums is not None,
     )  # fmt: skip
     chosen = chosen or choice(M, N, K, C.view.shape[0], kind, blocks or blocks_of(a.device))
     if store == "tma" and not chosen.tile.slots and pre is None:

@@ -38,6 +38,9 @@ def hopper_product(dtype: torch.dtype, device: str) -> None:
         a, b = _operands("tn", *LARGE, dtype, device)
         chosen = choice(_tile(turns)._replace(pair=pair), 2, not pair)
         take(m.product(a, b, out_dtype=torch.float32, chosen=chosen, blocks=6))
+    a, b = _operands("tn", *LARGE, dtype, device)
+    sums = torch.empty(LARGE[0], device=device)
+    take(m.product(a, b, chosen=choice(_tile(False), 2, True), blocks=6, row_sums=sums), sums)
 
 
 def hopper_epilogue(dtype: torch.dtype, device: str) -> None:

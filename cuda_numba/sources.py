@@ -19,12 +19,14 @@ LAUNCH += ("dlpack.py", "driver.py")
 HOPPER_PRODUCT = ("matmul_hopper.py", "matmul_sums.py", "hopper_choice.py", "hopper_epilogue.py")
 HOPPER_PRODUCT += ("hopper_fragments.py", "hopper_load.py", "hopper_operand.py")
 HOPPER_PRODUCT += ("hopper_output.py", "hopper_product.py", "hopper_schedule.py")
-HOPPER_PRODUCT += ("hopper_split.py", "hopper_tile.py", "hopper_turns.py")
+HOPPER_PRODUCT += ("hopper_row_sums.py", "hopper_split.py", "hopper_tile.py", "hopper_turns.py")
 
 MATMUL = ("matmul.py", "matmul_operands.py", "matmul_order.py", "matmul_simt.py")
 MATMUL += ("matmul_simt_registers.py", "matmul_simt_tile.py", "matmul_warp.py")
 MATMUL += ("matmul_warp_epilogue.py", "matmul_warp_kernel.py", "matmul_warp_registers.py")
-MATMUL += ("matmul_warp_tiles.py", *HOPPER_PRODUCT)
+MATMUL += ("matmul_warp_tiles.py", "rounded.py", *HOPPER_PRODUCT)
+
+LINEAR_CROSS_ENTROPY = ("linear_cross_entropy.py", "rounded.py", *CROSS_ENTROPY, *HOPPER_PRODUCT)
 
 
 def family(prefix: str) -> tuple[str, ...]:
@@ -41,14 +43,15 @@ SOURCES = {
     "gelu": ACTIVATION,
     "swiglu": ACTIVATION,
     "rope": ("rope.py", "access.py"),
-    "embedding": ("embedding.py", *EMBEDDING_GRADIENT),
+    "embedding": ("embedding.py", "rounded.py", *EMBEDDING_GRADIENT),
     "cross_entropy": CROSS_ENTROPY,
     "adamw": ("optimizer.py", "optimizer_kernel.py", "optimizer_table.py"),
     "lion": ("optimizer.py", "optimizer_kernel.py", "optimizer_table.py"),
     "launch": LAUNCH,
     "matmul": MATMUL,
     "attention": family("attention"),
-    "linear_cross_entropy": ("linear_cross_entropy.py", *CROSS_ENTROPY, *HOPPER_PRODUCT),
+    "packed_attention": ("packed_attention.py", *family("attention")),
+    "linear_cross_entropy": LINEAR_CROSS_ENTROPY,
     "decode_attention": family("decode"),
     "int8_linear": QUANTIZED,
     "int4_linear": QUANTIZED,

@@ -204,32 +204,28 @@ class MultiHeadAttention(nn.Module):
         self, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None
     ) -> Tensor:
         """x (B, T, C); mask (B, 1, T, T) bool, True may be seen; cache: the positions before x."""
+        dropout = self.dropout if self.training else 0.0
+        options = dict(causal=self.causal, window=self.window, mask=mask)
+        if cache is None and self.watch is None and self.rope is None and self.q_norm is None:
+            qkv, heads = self._qkv(x), (self.n_heads, self.n_kv_heads)
+            y = ops.packed_attention(qkv, *heads, dropout=dropout, **options)
+            return ops.linear(y, self.out.weight, self.out.bias)
         q, k, v = self.project(x, start=0 if cache is None else cache.length)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
         if self.watch is None:
-            y = ops.attention(
-                q,
-                k,
-                v,
-                causal=self.causal,
-                window=self.window,
-                mask=mask,
-                dropout=self.dropout if self.training else 0.0,
-            )
+            y = ops.attention(q, k, v, dropout=dropout, **options)
         else:
             y = self._watched(q, k, v, mask)
         y = y.transpose(1, 2).flatten(2)  # (B, T, H·D)
         return ops.linear(y, self.out.weight, self.out.bias)
 
+    def _qkv(self, x: Tensor) -> Tensor:
+        return ops.linear(x, self.qkv.weight, self.qkv.bias)  # (B, T, (H + 2 H_kv)·D)
+
     def project(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, C) from position start on → q (B, H, T, D), k and v (B, H_kv, T, D)."""
-        B, T, _ = x.shape
-        qkv = ops.linear(x, self.qkv.weight, self.qkv.bias)
-        blocks = (self.n_heads, self.n_kv_heads, self.n_kv_heads)
-        qkv = qkv.view(B, T, sum(blocks), self.head_dim)  # (B, T, H + 2 H_kv, D)
-        # transposed after the split: backward then joins the three gradients without a copy
-        q, k, v = (part.transpose(1, 2) for part in qkv.split(blocks, dim=2))  # (B, H, T, D)
+        q, k, v = ops.split_heads(self._qkv(x), self.n_heads, self.n_kv_heads)
         if self.q_norm is not None:
             q = ops.rms_norm(q, self.q_norm.weight, self.q_norm.eps)
             k = ops.rms_norm(k, self.k_norm.weight, self.k_norm.eps)

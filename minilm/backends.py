@@ -9,7 +9,7 @@ kernel for stays with PyTorch, and that is written down here: `computed_by` tell
 operation.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import Lock
@@ -19,12 +19,16 @@ OPS = (
     "linear",
     "embedding",
     "layer_norm",
+    "layer_norm_residual",
     "rms_norm",
+    "rms_norm_residual",
     "gelu",
     "swiglu",
     "rope",
     "softmax",
     "attention",
+    "packed_attention",
+    "mlp",
     "cross_entropy",
     "linear_cross_entropy",
     "sgd_step",
@@ -36,7 +40,10 @@ OPS = (
 BACKEND_OPS = {"torch": frozenset(OPS), "numba": frozenset(OPS) - {"sgd_step"}}
 DEVICES = {"torch": None, "numba": ("cuda", "cpu")}  # None: every device
 
-_backend: ContextVar[str] = ContextVar("minilm_backend", default="torch")
+# The backend in force, and the operations that it computes.
+_state: ContextVar[tuple[str, frozenset[str]]] = ContextVar(
+    "minilm_backend", default=("torch", BACKEND_OPS["torch"])
+)
 _switched = 0  # `with` blocks of any thread that are inside another backend than torch
 _lock = Lock()
 
@@ -44,18 +51,28 @@ _lock = Lock()
 def backend() -> str:
     """The name of the backend in force."""
     # As long as nobody has switched, the variable is not looked at: torch.compile cannot trace it.
-    return _backend.get() if _switched else "torch"
+    return _state.get()[0] if _switched else "torch"
 
 
 def computed_by(op: str, name: str | None = None) -> str:
-    """Who computes operation `op` on backend `name` (default: the one in force).
+    """Who computes operation `op` on backend `name`; without a name, here and now.
 
     "numba" or "torch". Raises ValueError for an operation or a backend that does not exist.
     """
-    if op not in OPS:
-        raise ValueError(f"op: got {op!r}, allowed are {', '.join(map(repr, OPS))}")
-    name = backend() if name is None else check_backend(name)
-    return name if op in BACKEND_OPS[name] else "torch"
+    _check_ops([op])
+    if name is None:
+        if not _switched:  # as in `backend`
+            return "torch"
+        name, computed = _state.get()
+    else:
+        computed = BACKEND_OPS[check_backend(name)]
+    return name if op in computed else "torch"
+
+
+def _check_ops(names: Iterable[str]) -> None:
+    for name in names:
+        if name not in OPS:
+            raise ValueError(f"op: got {name!r}, allowed are {', '.join(map(repr, OPS))}")
 
 
 def check_backend(name: str, device: str | None = None) -> str:
@@ -73,18 +90,24 @@ def check_backend(name: str, device: str | None = None) -> str:
 
 
 @contextmanager
-def use_backend(name: str) -> Iterator[None]:
+def use_backend(name: str, only: Iterable[str] | None = None) -> Iterator[None]:
     """Run the operations inside the `with` block on backend `name`, in this thread.
 
-    Raises ValueError for a backend that does not exist.
+    only: operations that it computes, of OPS; PyTorch has the rest. None: all that it has. Raises
+    ValueError for a backend or an operation that does not exist.
     """
-    token = _backend.set(check_backend(name))
+    computed = BACKEND_OPS[check_backend(name)]
+    if only is not None:
+        only = frozenset(only)
+        _check_ops(sorted(only))
+        computed &= only
+    token = _state.set((name, computed))
     _count(name != "torch")
     try:
         yield
     finally:
         _count(-(name != "torch"))
-        _backend.reset(token)
+        _state.reset(token)
 
 
 def _count(change: int) -> None:

@@ -5,11 +5,12 @@ these files and hold no copies of their numbers:
 
     {"command", "device", "driver", "versions", "date", "commit", "dirty", "rows": [ROW, …]}
     ROW = {"op", "pass", "shape", "dtype", "value", "unit", "seconds", "of_roof", "peers",
-           "error", "goal", "met", "source_sha256"}
+           "error", "goal", "met", "source_sha256"} and, where there is more to say, "details"
 
 `row` makes a row, `write_results` and `read_results` check every key of the file. Whether a goal is
 met is computed from value and goal each time, never stored on trust. The benchmarks themselves are
-in `bench_model`, `bench_command`, `bench_tokenizer` and `bench_choices`.
+in `bench_model`, `bench_command`, `bench_tokenizer`, `bench_choices` and, for the whole step on a
+GPU, `bench_gpt2`.
 """
 
 import hashlib
@@ -32,7 +33,8 @@ from .machine import look
 
 PACKAGE = Path(__file__).resolve().parent
 VERSIONS_OF = ("minilm", "torch", "numpy", "numba", "numba-cuda", "tokenizers")
-SMALLER_IS_BETTER = ("s", "us", "bits/byte", "bytes")  # units; of all others more is better
+# Units; of all others more is better. "relative": an error, as a share of what it is in.
+SMALLER_IS_BETTER = ("s", "us", "bits/byte", "nats", "relative", "differences", "bytes")
 
 NUMBER = (int, float)
 NONE = type(None)
@@ -61,6 +63,9 @@ ROW_KEYS = {
     "met": (bool, NONE),
     "source_sha256": str,  # of the source files that were measured
 }
+OPTIONAL_ROW_KEYS = {
+    "details": dict,  # what else was found: bytes of memory, curves, an error for each tensor
+}
 
 
 def met(value: float, unit: str, goal: float | None) -> bool | None:
@@ -84,6 +89,7 @@ def row(
     peers: dict | None = None,
     error: float | None = None,
     goal: float | None = None,
+    details: dict | None = None,
 ) -> dict:
     """One row of a results file.
 
@@ -104,7 +110,7 @@ def row(
         "goal": goal,
         "met": met(value, unit, goal),
         "source_sha256": source_sha256(*sources),
-    }
+    } | ({} if details is None else {"details": details})
 
 
 def source_sha256(*sources: str | Path) -> str:
@@ -235,7 +241,8 @@ def check_results(results: dict) -> None:
     _check_keys(results, FILE_KEYS, "results")
     for i, r in enumerate(results["rows"]):
         name = f"rows[{i}]"
-        _check_keys(r, ROW_KEYS, name)
+        optional = {k: kind for k, kind in OPTIONAL_ROW_KEYS.items() if k in r}
+        _check_keys(r, ROW_KEYS | optional, name)
         for peer, found in r["peers"].items():
             if not isinstance(found, dict) or not {"value", "seconds"} <= set(found):
                 raise ValueError(f"{name}: peer {peer!r} must have value and seconds, got {found}")

@@ -11,6 +11,7 @@ import importlib.util
 import io
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -47,7 +48,7 @@ def train_rows(
 
     peers: {"nanogpt": folder or model.py}; the goal of a row is then PARITY × the peer's tokens/s.
     """
-    peers = {name: _peer_file(name, path) for name, path in (peers or {}).items()}
+    peers = {name: peer_file(name, path) for name, path in (peers or {}).items()}
     with cpu_threads(threads) as n:
         return [_train_row(size, peers, rounds, n) for size in sizes]
 
@@ -109,7 +110,7 @@ def our_step(size: dict, ids: torch.Tensor) -> Callable[[], float]:
 
 def nanogpt_step(path: Path, size: dict, ids: torch.Tensor) -> Callable[[], float]:
     """The same step of nanoGPT's model, as its train.py does it: its model, its own optimizer."""
-    module = _load(path)
+    module = load_peer(path)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its number of parameters
         config = module.GPTConfig(
             block_size=size["T"],
@@ -137,7 +138,8 @@ def nanogpt_step(path: Path, size: dict, ids: torch.Tensor) -> Callable[[], floa
     return step
 
 
-def _peer_file(name: str, path: str | Path) -> Path:
+def peer_file(name: str, path: str | Path) -> Path:
+    """The model.py that `--peer nanogpt=PATH` means: a file, or a folder that has it."""
     path = Path(path)
     file = path / "model.py" if path.is_dir() else path
     if name != "nanogpt":
@@ -147,7 +149,8 @@ def _peer_file(name: str, path: str | Path) -> Path:
     return file
 
 
-def _load(path: Path):
+def load_peer(path: Path) -> ModuleType:
+    """nanoGPT's model.py as a module."""
     spec = importlib.util.spec_from_file_location(f"peer_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -6,6 +6,12 @@ from . import ops
 from .attention import KVCache, MultiHeadAttention
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody wants to see what the module takes and gives, forward or backward."""
+    forward = module._forward_hooks or module._forward_pre_hooks
+    return bool(forward or module._backward_hooks or module._backward_pre_hooks)
+
+
 class Norm(nn.Module):
     """LayerNorm (with a bias if the config has biases) or RMSNorm. (..., C) → (..., C)."""
 
@@ -23,6 +29,20 @@ class Norm(nn.Module):
             return ops.layer_norm(x, self.weight, self.bias, self.eps)
         return ops.rms_norm(x, self.weight, self.eps)
 
+    def joins(self) -> bool:
+        """Whether the backend in force has one kernel for an addition and this norm."""
+        op = "layer_norm_residual" if self.kind == "layernorm" else "rms_norm_residual"
+        return ops.computed_by(op) != "torch"
+
+    def of_sum(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
+        """(norm(x + branch), x + branch); one by one where a hook wants to see the norm's input."""
+        if not self.joins() or has_hooks(self):
+            total = x + branch
+            return self(total), total
+        if self.kind == "layernorm":
+            return ops.layer_norm_residual(x, branch, self.weight, self.bias, self.eps)
+        return ops.rms_norm_residual(x, branch, self.weight, self.eps)
+
 
 class MLP(nn.Module):
     """Two matrices with a GELU between them: C → FF → C."""
@@ -34,9 +54,8 @@ class MLP(nn.Module):
         self.approximate = "tanh" if config.mlp == "gelu_tanh" else "none"
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = ops.linear(x, self.up.weight, self.up.bias)  # (B, T, FF)
-        hidden = ops.gelu(hidden, self.approximate)
-        return ops.linear(hidden, self.down.weight, self.down.bias)
+        up, down = self.up, self.down
+        return ops.mlp(x, up.weight, up.bias, down.weight, down.bias, self.approximate)
 
 
 class SwiGLU(nn.Module):
@@ -72,5 +91,21 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None
     ) -> Tensor:
-        x = x + self.dropout(self.attention(self.norm1(x), mask, cache))
-        return x + self.dropout(self.mlp(self.norm2(x)))
+        x, branch = self.halves(x, None, mask, cache)
+        return x + branch
+
+    def halves(
+        self,
+        x: Tensor,
+        branch: Tensor | None,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The block of x + branch, its own last addition left to the norm that follows it.
+
+        (x, branch) → (x, branch), whose sum is the stream. An addition and a norm in one kernel
+        read and write the stream once; branch is None where there is nothing to be added.
+        """
+        y, x = (self.norm1(x), x) if branch is None else self.norm1.of_sum(x, branch)
+        y, x = self.norm2.of_sum(x, self.dropout(self.attention(y, mask, cache)))
+        return x, self.dropout(self.mlp(y))

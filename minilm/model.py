@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .attention import KVCache
-from .layers import Block, Norm
+from .layers import Block, Norm, has_hooks
 from .loss import IGNORE, shift_targets
 
 PADDING = -1  # the segment number of positions that only fill a row
@@ -197,18 +197,32 @@ class MiniLM(nn.Module):
         start = 0 if cache is None else cache.length
         x = ops.embedding(ids, self.token_embedding.weight)  # (B, T, C)
         if self.position_embedding is not None:
-            x = x + self.position_embedding.weight[self._positions(start, ids.shape[1])]
+            positions = self.position_embedding.weight[self._positions(start, ids.shape[1])]
+            x = x + positions.to(x.dtype)
         mask = None
         if segments is not None:
             if cache is not None:
                 raise ValueError("segments: cannot be combined with a cache")
             mask = (segments[:, :, None] == segments[:, None, :])[:, None]  # (B, 1, T, T)
-        x = self.dropout(x)
-        for block in self.blocks:
-            x = block(x, mask, cache)
+        x = self._through_blocks(self.dropout(x), mask, cache)
         if cache is not None:
             cache.length += ids.shape[1]
-        return self.final_norm(x)
+        return x
+
+    def _through_blocks(self, x: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+        """All blocks and the final norm.
+
+        Where the backend adds and normalises in one kernel, each addition is left to the norm after
+        it; not where a hook wants to see what a block takes and gives.
+        """
+        if not self.final_norm.joins() or any(map(has_hooks, self.blocks)):
+            for block in self.blocks:
+                x = block(x, mask, cache)
+            return self.final_norm(x)
+        branch = None
+        for block in self.blocks:
+            x, branch = block.halves(x, branch, mask, cache)
+        return self.final_norm.of_sum(x, branch)[0]
 
     def loss(
         self, ids: Tensor, mask: Tensor | None = None, segments: Tensor | None = None

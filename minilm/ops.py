@@ -5,11 +5,19 @@ and this file decides who computes it: PyTorch, or the kernels of `cuda_numba` i
 `with use_backend("numba"):`. There every operation of the model is a kernel in Python, forward and
 backward, and so are the steps of AdamW and Lion; SGD stays PyTorch's, and so does attention where
 it has a mask of its own or dropout. `computed_by` says who computes what (see `backends`). The
-kernels take float32, float16 and bfloat16 and raise TypeError for everything else; under autocast
-products, attention and the loss take their operands in autocast's format, as PyTorch's do.
+kernels take float32, float16 and bfloat16 and raise TypeError for everything else.
+
+Autocast, on the numba backend: products, attention and the loss take their operands in autocast's
+format, as PyTorch's do. So does the residual stream, from the embedding on, which PyTorch keeps in
+float32. A float32 parameter is rounded where it enters a product, or `use_rounded` has a copy; its
+gradient is added up in float32 and never rounded, where PyTorch's has passed through 16 bits. (Of
+learned positions, which are added to the stream, it is rounded once, after the sum over the batch.)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -37,14 +45,20 @@ __all__ = [
     "embedding",
     "gelu",
     "layer_norm",
+    "layer_norm_residual",
     "linear",
     "linear_cross_entropy",
+    "mlp",
+    "packed_attention",
     "rms_norm",
+    "rms_norm_residual",
     "rope",
     "softmax",
+    "split_heads",
     "step_kernel",
     "swiglu",
     "use_backend",
+    "use_rounded",
     "visible",
 ]
 
@@ -54,8 +68,8 @@ def _kernel(op: str, tensor: Tensor) -> Callable | None:
 
     tensor: one of the arguments; ValueError where the backend does not compute on its device.
     """
-    name = backend()
-    if op not in BACKEND_OPS[name] or name == "torch":
+    name = computed_by(op)
+    if name == "torch":
         return None
     check_backend(name, tensor.device.type)
     import cuda_numba  # not before a kernel is wanted: `import minilm` stays light
@@ -71,26 +85,81 @@ def step_kernel(rule: str, params: list[Tensor]) -> Callable | None:
     return _kernel(rule, params[0])
 
 
+# ---- autocast on the numba backend
+
+
+@contextmanager
+def use_rounded(copies: Mapping[Tensor, Tensor]) -> Iterator[None]:
+    """Read these copies instead of rounding a parameter at each use; parameter → its copy.
+
+    A copy has the parameter's values in autocast's format, and whoever changes the parameter sees
+    to that. The numba backend uses it under autocast; gradients go to the parameter.
+    """
+    token = _rounded.set(copies)
+    try:
+        yield
+    finally:
+        _rounded.reset(token)
+
+
+_rounded: ContextVar[Mapping[Tensor, Tensor]] = ContextVar(
+    "minilm_rounded", default=MappingProxyType({})
+)
+
+
+def _autocast_dtype(tensor: Tensor) -> torch.dtype | None:
+    """Autocast's format on the tensor's device; None where autocast is off."""
+    device = tensor.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
 def _lowered(*tensors: Tensor | None) -> list[Tensor | None]:
     """The tensors in autocast's format where autocast is on, else as they are."""
-    device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
-        return list(tensors)
-    dtype = torch.get_autocast_dtype(device)
-    return [t if t is None else t.to(dtype) for t in tensors]
+    dtype = _autocast_dtype(tensors[0])
+    return [t if t is None or dtype is None else t.to(dtype) for t in tensors]
+
+
+def _copy(w: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """The copy of a parameter in this format that `use_rounded` has given, if there is one."""
+    copy = _rounded.get().get(w)
+    return copy if copy is not None and copy.dtype == dtype else None
+
+
+# ---- the operations
 
 
 def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     """x Wᵀ + b. x (..., K), w (N, K), b (N) → (..., N)."""
     if kernel := _kernel("linear", x):
-        return kernel(*_lowered(x, w, b))
+        (x,) = _lowered(x)
+        return kernel(x, w, b, rounded=_copy(w, x.dtype))
     return F.linear(x, w, b)
+
+
+def mlp(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    approximate: str = "none",
+) -> Tensor:
+    """linear(gelu(linear(x, w1, b1)), w2, b2). x (..., C), w1 (FF, C), w2 (C, FF) → (..., C)."""
+    if kernel := _kernel("mlp", x):
+        (x,) = _lowered(x)
+        copies = _copy(w1, x.dtype), _copy(w2, x.dtype)
+        activation = "gelu_tanh" if approximate == "tanh" else "gelu"
+        return kernel(x, w1, b1, w2, b2, activation, rounded=None if None in copies else copies)
+    return linear(gelu(linear(x, w1, b1), approximate), w2, b2)
 
 
 def embedding(ids: Tensor, w: Tensor) -> Tensor:
     """Row ids of w. ids (...) int64, w (V, C) → (..., C)."""
     if kernel := _kernel("embedding", w):
-        return kernel(ids, w)
+        dtype = _autocast_dtype(w) or w.dtype
+        if (copy := _copy(w, dtype)) is not None:
+            return kernel(ids, w, rounded=copy)
+        return kernel(ids, w).to(dtype)
     return F.embedding(ids, w)
 
 
@@ -101,11 +170,31 @@ def layer_norm(x: Tensor, w: Tensor, b: Tensor | None, eps: float = 1e-5) -> Ten
     return F.layer_norm(x, x.shape[-1:], w, b, eps)
 
 
+def layer_norm_residual(
+    x: Tensor, branch: Tensor, w: Tensor, b: Tensor | None, eps: float = 1e-5
+) -> tuple[Tensor, Tensor]:
+    """(layer_norm(x + branch), x + branch)."""
+    if kernel := _kernel("layer_norm_residual", x):
+        return kernel(*_lowered(x, branch), w, b, eps)
+    total = x + branch
+    return layer_norm(total, w, b, eps), total
+
+
 def rms_norm(x: Tensor, w: Tensor, eps: float = 1e-5) -> Tensor:
     """x / √(mean(x²) + ε) · w over the last axis (Zhang & Sennrich 2019)."""
     if kernel := _kernel("rms_norm", x):
         return kernel(x, w, eps)
     return F.rms_norm(x, x.shape[-1:], w, eps)
+
+
+def rms_norm_residual(
+    x: Tensor, branch: Tensor, w: Tensor, eps: float = 1e-5
+) -> tuple[Tensor, Tensor]:
+    """(rms_norm(x + branch), x + branch)."""
+    if kernel := _kernel("rms_norm_residual", x):
+        return kernel(*_lowered(x, branch), w, eps)
+    total = x + branch
+    return rms_norm(total, w, eps), total
 
 
 def gelu(x: Tensor, approximate: str = "none") -> Tensor:
@@ -207,6 +296,33 @@ def attention(
     )
 
 
+def split_heads(qkv: Tensor, n_heads: int, n_kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """qkv (B, T, (H + 2 H_kv) · D) → q (B, H, T, D), k and v (B, H_kv, T, D): views of it."""
+    blocks = (n_heads, n_kv_heads, n_kv_heads)
+    heads = qkv.unflatten(-1, (sum(blocks), -1))  # (B, T, H + 2 H_kv, D)
+    # transposed after the split: backward then joins the three gradients without a copy
+    q, k, v = (part.transpose(1, 2) for part in heads.split(blocks, dim=2))
+    return q, k, v
+
+
+def packed_attention(
+    qkv: Tensor,
+    n_heads: int,
+    n_kv_heads: int,
+    *,
+    causal: bool = True,
+    window: int | None = None,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """`attention` of the heads in qkv (B, T, (H + 2 H_kv) · D), joined again → (B, T, H · D)."""
+    if mask is None and not dropout and (kernel := _kernel("packed_attention", qkv)):
+        return kernel(*_lowered(qkv), n_heads, n_kv_heads, causal=causal, window=window)
+    q, k, v = split_heads(qkv, n_heads, n_kv_heads)
+    y = attention(q, k, v, causal=causal, window=window, mask=mask, dropout=dropout)
+    return y.transpose(1, 2).flatten(2)
+
+
 def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -100) -> Tensor:
     """Mean of −log softmax(logits)[target] over the targets that are not `ignore_index`; 0 if none.
 
@@ -226,5 +342,6 @@ def linear_cross_entropy(x: Tensor, w: Tensor, targets: Tensor, ignore_index: in
     can run only once, except in float16.
     """
     if kernel := _kernel("linear_cross_entropy", x):
-        return kernel(*_lowered(x, w), targets, ignore_index)
+        (x,) = _lowered(x)
+        return kernel(x, w, targets, ignore_index, rounded=_copy(w, x.dtype))
     return cross_entropy(linear(x, w), targets, ignore_index)

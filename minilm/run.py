@@ -19,12 +19,18 @@ from .feed import Feed
 from .model import MiniLM
 from .optim import SGD, AdamW, Lion, grad_norm, parameter_groups, scale_grads, warmup_cosine
 from .precision import LossScaler, autocast
+from .step_graph import StepGraph
 from .tokenizer import Tokenizer
 from .trainconfig import BETAS, TrainConfig
 
 
 class Run:
-    """The state of a training run: model, optimizer, loss scaler, step."""
+    """The state of a training run: model, optimizer, loss scaler, step.
+
+    On the numba backend and a GPU a step is a StepGraph, recorded at the first step and replayed,
+    where every step has the same shapes and nothing to decide on the host: a TokenStream in equal
+    parts, AdamW or Lion, not float16.
+    """
 
     def __init__(
         self,
@@ -42,6 +48,7 @@ class Run:
         self.model = model.to(self.device)
         self.optimizer = make_optimizer(model, config)
         self.scaler = LossScaler() if config.dtype == "float16" else None
+        self.graph: StepGraph | None = None  # made at the first step: what is restored comes before
         self.tokens = 0  # seen so far
         self.step_tokens = 0  # of the last step
         self.recent: list[float] = []  # losses, for the message when one is not finite
@@ -60,14 +67,21 @@ class Run:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.optimizer.zero_grad(set_to_none=True)
-        loss, self.step_tokens = self._backward(self.feed.batch(step))
-        norm = self._clip()
-        self._check_finite(loss, norm, step, lr)
-        if self.scaler is None or self.scaler.update(norm):
-            self.optimizer.step()
+        batch = self.feed.batch(step)
+        width = batch["ids"].shape[1] - ("targets" not in batch)
+        self.step_tokens = batch["ids"].shape[0] * width
+        if self._recordable():
+            loss, norm = self._replayed(batch, lr)
+            self._check_finite(loss, norm, step, lr)
         else:
-            norm = None  # the scaled gradients overflowed: no step, and no norm to speak of
+            self.optimizer.zero_grad(set_to_none=True)
+            loss = self._backward(batch)
+            norm = self._clip()
+            self._check_finite(loss, norm, step, lr)
+            if self.scaler is None or self.scaler.update(norm):
+                self.optimizer.step()
+            else:
+                norm = None  # the scaled gradients overflowed: no step, and no norm to speak of
         self.tokens += self.step_tokens
         return {
             "step": step,
@@ -145,8 +159,31 @@ class Run:
         self.model.train()
         return values["step"]
 
-    def _backward(self, batch: Batch) -> tuple[float, int]:
-        """Gradients of the mean loss over all targets of the batch; gives (loss, tokens seen).
+    def _recordable(self) -> bool:
+        """Whether a step is a StepGraph: see the class."""
+        c = self.config
+        return (
+            c.backend == "numba"
+            and self.device.type == "cuda"
+            and self.scaler is None
+            and isinstance(self.feed.data, TokenStream)
+            and isinstance(self.optimizer, AdamW | Lion)
+            and (c.accumulation == 1 or c.objective == "causal")
+            and c.batch_size % c.accumulation == 0
+        )
+
+    def _replayed(self, batch: Batch, lr: float) -> tuple[float, float]:
+        """One step of the graph: (loss, gradient norm)."""
+        if self.graph is None:
+            c = self.config
+            self.graph = StepGraph(
+                self.model, self.optimizer, clip=c.clip, dtype=c.dtype, accumulation=c.accumulation
+            )
+        loss, norm = torch.stack(self.graph.step(batch, lr)).tolist()  # one wait for the GPU
+        return loss, norm
+
+    def _backward(self, batch: Batch) -> float:
+        """Gradients of the mean loss over all targets of the batch; gives the loss.
 
         The batch is computed in `accumulation` parts. Each part's mean counts by its number of
         targets: only so do unequal parts add up to the gradient of the whole batch.
@@ -162,8 +199,7 @@ class Run:
                 loss = batch_loss(self.model, part) * share
             (loss if self.scaler is None else loss * self.scaler.scale).backward()
             total = total + loss.detach()
-        width = batch["ids"].shape[1] - ("targets" not in batch)
-        return total.item(), batch["ids"].shape[0] * width
+        return total.item()
 
     def _clip(self) -> float:
         """Bring the gradients to their true size and clip them; returns the norm before that."""

@@ -1,5 +1,10 @@
-"""What every test gets: fixed seeds, one torch thread, its own cache folder, no windows."""
+"""What every test gets: fixed seeds, one torch thread, its own cache folder, no windows.
 
+Here also: which tests run by default, and in which order. A test marked `thorough` repeats what
+others prove, on one more architecture, variant or shape; it runs with `pytest --thorough` alone.
+"""
+
+import gc
 import os
 import random
 
@@ -12,14 +17,51 @@ import numpy as np
 import pytest
 import torch
 
+# The longest files, the longest first: a worker that begins one of them last works on it alone.
+# They take from 110 down to 30 seconds of one core, most of them measured, some guessed.
+LONGEST = (
+    "test_matmul_ladder_code.py", "test_attention_warp_code.py", "test_quantized_code.py",
+    "test_attention_backward_code.py", "test_norm_code.py", "test_attention_backward.py",
+    "test_exercise_notebooks.py", "test_decode_code.py", "test_attention_warp.py",
+    "test_matmul_hopper.py", "test_ops_numba.py", "test_quantized.py", "test_embedding_code.py",
+    "test_attention_code.py", "test_decode.py", "test_matmul_code.py", "test_cross_entropy_code.py",
+    "test_activation_code.py", "test_linear_cross_entropy.py", "test_matmul_hopper_schedule.py",
+    "test_cli.py", "test_attention_hopper.py", "test_softmax.py", "test_exercises.py",
+    "test_softmax_code.py", "test_book.py", "test_embedding.py", "test_sanitizer.py",
+)  # fmt: skip
 
-def pytest_collection_modifyitems(items):
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--thorough", action="store_true", help="run the tests that are marked thorough, too"
+    )
+
+
+def pytest_configure(config):
+    text = "thorough: repeats others on one more architecture, variant or shape; see --thorough"
+    config.addinivalue_line("markers", text)
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("thorough"):
+        left_out = [item for item in items if item.get_closest_marker("thorough")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("thorough")]
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))  # stable: files stay whole
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs an NVIDIA GPU")
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+def pytest_collection_finish():
+    """What has been imported by now stays: the collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture(scope="session", autouse=True)

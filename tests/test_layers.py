@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minilm import MLP, Block, ModelConfig, Norm, SwiGLU
+from minilm import MLP, Block, ModelConfig, Norm, SwiGLU, ops
 
 
 def config(**changes):
@@ -49,6 +49,39 @@ def test_swiglu_gate_comes_first():
     assert (swapped - expected).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("kind", ["layernorm", "rmsnorm"])
+def test_norm_of_a_sum(kind):
+    norm = scramble(Norm(config(norm=kind)))
+    x, branch = torch.randn(2, 2, 5, 24, dtype=torch.float64)
+    y, total = norm.of_sum(x, branch)
+    assert torch.equal(total, x + branch) and torch.equal(y, norm(x + branch))
+
+
+@pytest.mark.parametrize(("kind", "op"), [("layernorm", "layer_norm"), ("rmsnorm", "rms_norm")])
+def test_who_joins_an_addition_and_a_norm(kind, op):
+    """A backend that has the operation, and of several norms the right one."""
+    norm = Norm(config(norm=kind))
+    assert not norm.joins()
+    with ops.use_backend("numba"):
+        assert norm.joins()
+    with ops.use_backend("numba", only={f"{op}_residual"}):
+        assert norm.joins()
+    other = {"layer_norm", "rms_norm", "layer_norm_residual", "rms_norm_residual"}
+    with ops.use_backend("numba", only=other - {f"{op}_residual"}):
+        assert not norm.joins()
+
+
+@pytest.mark.parametrize("kind", ["layernorm", "rmsnorm"])
+def test_norm_of_a_sum_on_the_numba_backend(kind):
+    norm = Norm(config(norm=kind))
+    x, branch = torch.randn(2, 1, 3, 24)
+    expected = norm.of_sum(x, branch)
+    with ops.use_backend("numba"):
+        ours = norm.of_sum(x, branch)
+    for got, right in zip(ours, expected, strict=True):
+        torch.testing.assert_close(got, right, rtol=2e-6, atol=2e-6)
+
+
 @pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
 def test_block_adds_both_halves_to_the_stream(mlp):
     block = scramble(Block(config(mlp=mlp)))
@@ -57,6 +90,25 @@ def test_block_adds_both_halves_to_the_stream(mlp):
     torch.testing.assert_close(block(x), middle + block.mlp(block.norm2(middle)))
     parallel = x + block.attention(block.norm1(x)) + block.mlp(block.norm2(x))
     assert (parallel - block(x)).abs().max() > 1e-2  # the MLP reads what attention has written
+
+
+@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
+@pytest.mark.parametrize("mlp", ["gelu_tanh", "swiglu"])
+def test_halves_leave_the_last_addition(mlp, norm):
+    """(x, branch) stands for x + branch, before and after; bit by bit, dropout included."""
+    first, second = (Block(config(mlp=mlp, norm=norm, dropout=0.1)) for _ in range(2))
+    x = torch.randn(2, 5, 24)
+    torch.manual_seed(5)
+    whole = second(first(x))
+    torch.manual_seed(5)
+    halves = second.halves(*first.halves(x, None))
+    assert torch.equal(sum(halves), whole)
+    torch.manual_seed(5)
+    expected = x
+    for block in (first, second):
+        expected = expected + block.dropout(block.attention(block.norm1(expected)))
+        expected = expected + block.dropout(block.mlp(block.norm2(expected)))
+    assert torch.equal(whole, expected)
 
 
 def test_dropout_only_in_training():

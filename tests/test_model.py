@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from minilm import PRESETS, MiniLM, ModelConfig, next_token_loss
+from minilm import PRESETS, MiniLM, ModelConfig, next_token_loss, ops
 from minilm.record import record
 
 T, V = 8, 19
@@ -214,6 +214,122 @@ def test_one_batch_can_be_learned_by_heart():
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.5  # from ln 19 = 2.9; the first token of a row cannot be known better
+
+
+# ------------------------------------------------------------------ the additions between blocks
+
+# Of the numba backend the joined norms alone: the emulator takes seconds for a whole model.
+JOINED = {"layer_norm_residual", "rms_norm_residual"}
+SUMS = [dict(norm="layernorm", mlp="gelu_tanh"), dict(norm="rmsnorm", mlp="swiglu", bias=False)]
+
+
+def block_by_block(model, x):
+    """The residual stream as it is written in the paper."""
+    for block in model.blocks:
+        x = x + block.dropout(block.attention(block.norm1(x)))
+        x = x + block.dropout(block.mlp(block.norm2(x)))
+    return model.final_norm(x)
+
+
+@pytest.mark.parametrize("style", SUMS, ids=name)
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_torch_computes_block_by_block_bit_by_bit(style, dropout):
+    model = lively(MiniLM(config(dropout=dropout, **style))).train()
+    ids = torch.randint(0, V, (2, T))
+    results = []
+    for through in (model._through_blocks, None):
+        model.zero_grad()
+        torch.manual_seed(1)
+        x = model.token_embedding.weight[ids] + model.position_embedding.weight[:T]
+        x = model.dropout(x)
+        y = through(x, None, None) if through else block_by_block(model, x)
+        y.square().sum().backward()
+        results.append([y.detach(), *(p.grad.clone() for p in model.blocks.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    torch.manual_seed(1)
+    torch.testing.assert_close(model.hidden(ids), results[0][0])
+
+
+def loss_and_gradients(model, ids):
+    model.zero_grad()
+    loss = model.loss(ids)
+    loss.backward()
+    return [loss.detach(), *(p.grad.clone() for p in model.parameters())]
+
+
+@pytest.mark.parametrize("style", SUMS, ids=name)
+def test_joined_additions_change_nothing(style, monkeypatch):
+    """On the numba backend: 2 L additions in a norm, and with a hook on a block L of them."""
+    model = lively(MiniLM(config(d_model=8, n_heads=2, **style)))
+    ids = torch.randint(0, V, (1, 5))
+    op = "layer_norm_residual" if style["norm"] == "layernorm" else "rms_norm_residual"
+    real, calls, seen = getattr(ops, op), [], []
+    monkeypatch.setattr(ops, op, lambda *args: (calls.append(op), real(*args))[1])
+    plain = loss_and_gradients(model, ids)
+    assert not calls
+    with ops.use_backend("numba", only=JOINED):
+        joined = loss_and_gradients(model, ids)
+        assert len(calls) == 4
+        model.blocks[1].register_forward_hook(lambda *_: seen.append("block"))
+        hooked = loss_and_gradients(model, ids)
+        assert len(calls) == 4 + 2 and seen == ["block"]
+    for a, b, c in zip(joined, hooked, plain, strict=True):
+        size = c.abs().max()
+        assert (a - b).abs().max() <= 1e-5 * size and (a - c).abs().max() <= 1e-5 * size
+
+
+@pytest.mark.parametrize("backend", ops.BACKENDS)
+@pytest.mark.parametrize("where", ["blocks.0", "blocks.1", "final_norm"])
+def test_hooks_of_blocks_see_the_stream(where, backend):
+    model = lively(MiniLM(config(d_model=8, n_heads=2)))
+    ids, seen = torch.randint(0, V, (1, 5)), {}
+    module = model.get_submodule(where)
+    handles = [
+        module.register_forward_pre_hook(lambda m, args: seen.update(before=args[0])),
+        module.register_forward_hook(lambda m, args, out: seen.update(after=out)),
+        module.register_full_backward_hook(lambda m, dx, dy: seen.update(gradient=dy[0])),
+    ]
+    with ops.use_backend(backend, only=JOINED):
+        model.loss(ids).backward()
+    assert seen["before"].shape == seen["after"].shape == seen["gradient"].shape == (1, 4, 8)
+    for handle in handles:
+        handle.remove()
+    x = model.token_embedding.weight[ids[:, :4]] + model.position_embedding.weight[:4]
+    for block in model.blocks[: {"blocks.0": 0, "blocks.1": 1, "final_norm": 2}[where]]:
+        x = block(x)
+    torch.testing.assert_close(seen["before"], x, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(seen["after"], module(x), rtol=1e-4, atol=1e-5)
+
+
+KINDS = ("forward_pre_hook", "forward_hook", "full_backward_pre_hook", "full_backward_hook")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hooks_of_every_kind_and_place_fire_on_both_backends(kind):
+    """One of each model's modules after the other; all at once would hide that one is skipped."""
+    places = ("blocks.0", "blocks.1.norm1", "blocks.1.norm2", "final_norm")
+    model, ids = lively(MiniLM(config(d_model=8, n_heads=2))), torch.randint(0, V, (1, 3))
+    for where in places:
+        for backend in ops.BACKENDS:
+            seen, module = [], model.get_submodule(where)
+            handle = getattr(module, f"register_{kind}")(lambda *_, s=seen: s.append(1) and None)
+            with ops.use_backend(backend, only=JOINED):
+                model.loss(ids).backward()
+            handle.remove()
+            assert seen == [1], (where, backend)
+
+
+def test_a_recording_is_the_same_on_both_backends():
+    model = lively(MiniLM(config(d_model=8, n_heads=2)))
+    ids, recorded = torch.randint(0, V, (1, 4)), {}
+    for backend in ops.BACKENDS:
+        model.zero_grad()
+        with ops.use_backend(backend), record(model) as r:
+            model.loss(ids).backward()
+        recorded[backend] = r.activations | {f"d {n}": g for n, g in r.activation_gradients.items()}
+    assert recorded["torch"].keys() == recorded["numba"].keys()
+    for n, expected in recorded["torch"].items():
+        torch.testing.assert_close(recorded["numba"][n], expected, rtol=1e-4, atol=1e-5, msg=n)
 
 
 def test_tied_is_one_matrix():

@@ -33,7 +33,8 @@ def book():
 def test():
     """Everything that CI checks. All stages run, also after one has failed."""
     environment.setup("dev")
-    tests = ["-m", "pytest", "-n", "2", "--dist", "loadfile", "tests"]
+    tests = ["-m", "pytest", "-n", "2", "--dist", "loadfile"]
+    tests += ["--no-loadscope-reorder", "tests"]  # in the order of tests/conftest.py
     stages = {
         "lint": [project.python(), "-m", "ruff", "check", "."],
         "format": [project.python(), "-m", "ruff", "format", "--check", "."],

@@ -4,7 +4,8 @@ import itertools
 
 import pytest
 import torch
-from compiled import ARCHITECTURES, WIDE_LOAD, WIDE_STORE, assert_gates, needs_compiler
+from compiled import WIDE_LOAD, WIDE_STORE, assert_gates, needs_compiler
+from targets import targets
 
 from cuda_numba.activation import ITEMS
 from cuda_numba.activation_kernels import (
@@ -18,8 +19,6 @@ from cuda_numba.dtypes import itemsize, vector_width
 from cuda_numba.inspect import instructions
 
 FORMATS = ["float32", "float16", "bfloat16"]
-# All formats on the H100, one on each of the others.
-TARGETS = [(cc, "bfloat16") for cc in ARCHITECTURES] + [((9, 0), "float32"), ((9, 0), "float16")]
 # name → kernel (dtype, width, items), tensors read, tensors written, accesses a thread
 KERNELS = {
     "gelu": (lambda *a: gelu_kernel("gelu", *a), 1, 1, ITEMS["gelu"]),
@@ -79,7 +78,7 @@ def signature(name, dtype):
 @needs_compiler
 @pytest.mark.parametrize("name", KERNELS)
 class TestMachineCode:
-    @pytest.mark.parametrize(("cc", "dtype"), TARGETS, ids=str)
+    @pytest.mark.parametrize(("cc", "dtype"), targets(), ids=str)
     def test_gates(self, name, cc, dtype):
         make, *_, items = KERNELS[name]
         kernel = make(dtype, vector_width(dtype), items)
@@ -120,7 +119,7 @@ def test_blocks_that_share_a_multiprocessor():
 
 @needs_compiler
 @pytest.mark.parametrize("name", APART)
-@pytest.mark.parametrize(("cc", "dtype"), TARGETS, ids=str)
+@pytest.mark.parametrize(("cc", "dtype"), targets(everywhere=True), ids=str)
 def test_rows_apart(name, cc, dtype):
     """The same accesses, and at most 5 more instructions an element to find the row."""
     make, *_, items = APART[name]

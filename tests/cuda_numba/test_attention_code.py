@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from compiled import ARCHITECTURES, assert_gates, needs_compiler
+from compiled import assert_gates, needs_compiler
+from targets import HOPPER, targets
 
 from cuda_numba import attention_naive as naive
 from cuda_numba import attention_rows as rows
@@ -11,8 +12,6 @@ from cuda_numba.attention_tiles import reach
 from cuda_numba.dtypes import itemsize
 from cuda_numba.inspect import count
 
-HOPPER = (9, 0)
-TARGETS = [(cc, "bfloat16") for cc in ARCHITECTURES] + [(HOPPER, "float32"), (HOPPER, "float16")]
 SIGNATURE = ("uint64",) * 4 + ("float32[:]", "int32[:]") + ("uint32",) * 7 + ("float32",)
 
 EVERY = [*PLANS.values(), *FEW.values(), *LONG.values()]
@@ -67,8 +66,8 @@ class TestHopper:
 
 
 @needs_compiler
-@pytest.mark.parametrize(("cc", "dtype"), TARGETS, ids=str)
 class TestSlowRungs:
+    @pytest.mark.parametrize(("cc", "dtype"), targets(), ids=str)
     def test_rows(self, cc, dtype):
         array = f"{dtype}[:]"
         forward = (array,) * 4 + ("float32[:]",) + number(6)
@@ -78,6 +77,7 @@ class TestSlowRungs:
         keys = (array,) * 4 + ("float32[:]",) * 2 + (array,) * 2 + number(5)
         assert_gates(rows.key_gradient_kernel(dtype, 128), cc, keys)
 
+    @pytest.mark.parametrize(("cc", "dtype"), targets(everywhere=True), ids=str)
     def test_naive(self, cc, dtype):
         array = f"{dtype}[:]"
         scores = (array, array, "float32[:]") + number(5)

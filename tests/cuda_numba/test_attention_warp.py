@@ -105,6 +105,7 @@ class Expected(NamedTuple):
 def expected(case, q, k, v, do, seen=None):
     seen = visible(case, q.device) if seen is None else seen
     group = case.H // case.Hk
+    tiny = torch.finfo(q.dtype).tiny
     q, k, v, do = (x.double() for x in (q, k, v, do))
     k, v = (x.repeat_interleave(group, 1) for x in (k, v))
     scale = case.D**-0.5
@@ -113,17 +114,19 @@ def expected(case, q, k, v, do, seen=None):
     p = torch.exp(s - lse.clamp_min(-1e300)[..., None])
     o, dp = p @ v, do @ v.mT
     ds = p * (dp - (do * o).sum(-1, keepdim=True))
-    size = p * (do.abs() @ v.mT.abs() + (do * o).abs().sum(-1, keepdim=True))
+    # P in 16 bits: below the smallest normal number it is as exact as that one, not relatively
+    p_size = torch.where(p > 0, p.clamp_min(tiny), 0.0)
+    size = p_size * (do.abs() @ v.mT.abs() + (do * o).abs().sum(-1, keepdim=True))
 
     def grouped(x):
         return x.unflatten(1, (case.Hk, group)).sum(2)
 
     grads = scale * ds @ k, scale * grouped(ds.mT @ q), grouped(p.mT @ do)
     scales = (
-        scale * size @ k.abs(), scale * grouped(size.mT @ q.abs()), grouped(p.mT @ do.abs())
+        scale * size @ k.abs(), scale * grouped(size.mT @ q.abs()), grouped(p_size.mT @ do.abs())
     )  # fmt: skip
     log2 = lse / math.log(2)
-    return Expected(o, log2, grads, p @ v.abs(), (scale * q.abs() @ k.mT.abs()).amax(), scales)
+    return Expected(o, log2, grads, p_size @ v.abs(), (scale * q.abs() @ k.mT.abs()).amax(), scales)
 
 
 def run(case, q, k, v, do, plans=(None, None), **out):

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from compiled import ARCHITECTURES, WIDE_LOAD, WIDE_STORE, assert_gates, needs_compiler
+from compiled import WIDE_LOAD, WIDE_STORE, assert_gates, needs_compiler
+from targets import targets
 
 from cuda_numba.cross_entropy_fused import fused_kernel
 from cuda_numba.cross_entropy_rungs import THREADS, cross_entropy_naive, cross_entropy_online
@@ -15,8 +16,6 @@ from cuda_numba.cross_entropy_stream import (
 from cuda_numba.dtypes import vector_width
 
 FORMATS = ["float32", "float16", "bfloat16"]
-# All formats on the H100, one on each of the others.
-TARGETS = [(cc, "bfloat16") for cc in ARCHITECTURES] + [((9, 0), "float32"), ((9, 0), "float16")]
 APART = [((7, 5), "float16"), ((9, 0), "bfloat16"), ((9, 0), "float32")]
 IGNORED = -100
 ROWS, COLUMNS = 5, 1152
@@ -131,7 +130,7 @@ FUSED = ("int64[:]", FLOAT, FLOAT, FLOAT, "int32[:]", SIZE, SIZE, "int64", "floa
 
 @needs_compiler
 class TestMachineCode:
-    @pytest.mark.parametrize(("cc", "dtype"), TARGETS, ids=str)
+    @pytest.mark.parametrize(("cc", "dtype"), targets(everywhere=True), ids=str)
     def test_fused(self, cc, dtype):
         """Two blocks of 512 threads to a multiprocessor; no cp.async on the T4."""
         if cc >= (8, 0):

@@ -190,6 +190,65 @@ class TestAutograd:
         assert torch.equal(w.grad, torch.bincount(ids, minlength=9)[:, None].float().expand(9, 8))
 
 
+def check_copy(shape, dtype, device="cpu"):
+    """w float32 beside its copy: the rows are the copy's, the gradient is not rounded."""
+    n, V, C = shape
+    ids, w = zipf(n, V, device), torch.full((V, C), float("nan"), device=device).requires_grad_()
+    copy = numbers((V, C), dtype, device)
+    y = embedding(ids, w, copy)
+    dy = numbers((n, C), dtype, device)
+    y.backward(dy)
+    assert torch.equal(y, copy[ids]) and w.grad.dtype == torch.float32
+    expected = embedding_backward_reference(dy.double(), ids, V)
+    scale = embedding_backward_reference(dy.double().abs(), ids, V)
+    check("dw", w.grad, expected, scale=scale)
+    with pytest.raises(AssertionError, match="dw"):  # the control: rounded on the way
+        check("dw", embedding_backward(dy, ids, V).float(), expected, scale=scale)
+
+
+HALVES = [torch.float16, torch.bfloat16]
+
+
+class TestFloat32Weights:
+    @pytest.mark.parametrize("dtype", HALVES, ids=str)
+    @pytest.mark.parametrize("shape", [(130, 33, 7), (40, 9, 264), (33, 5, 256)], ids=str)
+    def test_copy(self, shape, dtype):
+        check_copy(shape, dtype)
+
+    @pytest.mark.gpu
+    @pytest.mark.parametrize("dtype", HALVES, ids=str)
+    @pytest.mark.parametrize("shape", [(16384, 50304, 768), (1823, 781, 130)], ids=str)
+    def test_on_a_gpu(self, shape, dtype):
+        check_copy(shape, dtype, "cuda")
+
+    def test_only_w_has_a_gradient(self):
+        w, copy = (torch.randn(9, 8).to(d).requires_grad_() for d in (torch.float32, *HALVES[:1]))
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            y = embedding(zipf(20, 9), w, rounded=copy)
+        assert len(kept) == 1 and kept[0].dtype == torch.int64, "nothing but the ids is kept"
+        y.sum().backward()
+        assert copy.grad is None and w.grad.dtype == torch.float32
+
+    def test_not_contiguous(self):
+        ids, w = zipf(20, 9), torch.randn(24, 9).t().requires_grad_()
+        copy = w.detach().to(torch.bfloat16)
+        assert not copy.is_contiguous()
+        y = embedding(ids, w, copy)
+        y.sum().backward()
+        count = torch.bincount(ids, minlength=9)[:, None].float()
+        assert torch.equal(y, copy[ids]) and torch.equal(w.grad, count.expand(9, 24))
+
+    def test_errors(self):
+        ids, w = torch.tensor([0]), torch.zeros(2, 3)
+        with pytest.raises(TypeError, match="^rounded: its dtype is float64, embedding takes "):
+            embedding(ids, w, w.double())
+        with pytest.raises(TypeError, match="^w: it is float16, with rounded in bfloat16 it must "):
+            embedding(ids, w.half(), w.to(torch.bfloat16))
+        with pytest.raises(ValueError, match=r"^rounded: \(2, 2\) on cpu, it must be w's shape "):
+            embedding(ids, w, w[:, :2].half())
+
+
 class TestIds:
     def test_single(self):
         w = torch.randn(5, 8)

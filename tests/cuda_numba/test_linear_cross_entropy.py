@@ -82,8 +82,8 @@ def test_a_lost_chunk_is_noticed(small_chunks, monkeypatch):
 
 
 def forgetful(original):
-    def init(self, x, w, dw=None):
-        original(self, x, w, dw)
+    def init(self, x, w, *options):
+        original(self, x, w, *options)
         self.add = lambda rows, i, dlogits: type(self).add(self, rows, 0, dlogits)
 
     return init
@@ -150,7 +150,10 @@ def test_float16_with_a_loss_scale():
     ("change", "error", "message"),
     [
         (lambda x, w, t: (x.double(), w, t), TypeError, "x: its dtype is float64"),
-        (lambda x, w, t: (x, w.float(), t), ValueError, r"w: \(12, 8\) float32"),
+        (lambda x, w, t: (x, w.half(), t), ValueError, r"w: \(12, 8\) float16"),
+        (lambda x, w, t: (x.float(), w, t), ValueError, r"w: \(12, 8\) bfloat16"),
+        (lambda x, w, t: (x, w, t, -100, w.half()), TypeError, "rounded: it is float16"),
+        (lambda x, w, t: (x, w, t, -100, w[:4]), ValueError, r"rounded: \(4, 8\) on cpu"),
         (lambda x, w, t: (x, w[:, :4], t), ValueError, r"w: \(12, 4\)"),
         (lambda x, w, t: (x[0], w, t), ValueError, "x: its shape is"),
         (lambda x, w, t: (x, w, t.int()), ValueError, r"targets: \(5,\) int32"),
@@ -168,6 +171,86 @@ def test_chunk_sizes():
         assert [r for c in chunks for r in range(rows)[c]] == list(range(rows))
         assert all((c.stop - c.start) * 50304 * 2 <= (288 << 20) + 128 * 50304 * 2 for c in chunks)
     assert len(chunks_of(8192, 50304, 2, limit=288 << 20)) == 3
+
+
+HALVES = [torch.float16, torch.bfloat16]
+
+
+def check_mixed(N, C, V, dtype, device="cpu", given=True, dy=3.0):
+    """w float32: loss and dx as with the copy, dw the float32 sums that would have been rounded."""
+    x, copy, targets = inputs(N, C, V, dtype, device)
+    w = torch.randn(V, C, device=device) if given else copy.float() * (1 + 2**-14)
+    x, w = x.requires_grad_(), w.requires_grad_()
+    with poisoned():
+        loss = linear_cross_entropy(x, w, targets, rounded=copy if given else None)
+        (loss * dy).backward()
+    assert w.grad.dtype == torch.float32 and x.grad.dtype == dtype
+    dw, dx = w.grad, x.grad
+    x.grad = None
+    alike = copy.clone().requires_grad_()
+    same = linear_cross_entropy(x, alike, targets)
+    (same * dy).backward()
+    assert torch.equal(loss, same) and torch.equal(dx, x.grad)
+    options = {"dw": torch.zeros(V, C, device=device)}
+    *_, sums = linear_cross_entropy_forward_backward(x.detach(), copy, targets, **options)
+    if dtype == torch.float16:  # whose backward pass goes another way to the same sums
+        check("dw", dw, expected(x, copy, targets, dy)[2], dtype, scale=dy, stored=4)
+    else:
+        assert torch.equal(dw, sums * dy)
+        assert not torch.equal(alike.grad.float(), dw), "the control: rounded on the way"
+    assert not torch.equal(dw.to(dtype).float(), dw)
+
+
+class TestFloat32Weights:
+    """w float32, x in 16 bits: a copy is read, dw is never rounded."""
+
+    @pytest.mark.parametrize("dtype", HALVES, ids=str)
+    @pytest.mark.parametrize("shape", [(7, 8, 33), (9, 7, 13)], ids=str)
+    def test_values(self, shape, dtype):
+        check_mixed(*shape, dtype)
+
+    def test_without_a_copy(self):
+        check_mixed(7, 8, 33, torch.bfloat16, given=False)
+
+    def test_chunks(self, small_chunks):
+        check_mixed(140, 8, 20, torch.bfloat16)
+
+    def test_only_w_has_a_gradient(self):
+        x, copy, targets = inputs(7, 8, 33, torch.bfloat16)
+        w = copy.float().requires_grad_()
+        linear_cross_entropy(x, w, targets, rounded=copy.requires_grad_()).backward()
+        assert copy.grad is None and w.grad.dtype == torch.float32
+
+    def test_without_gradients(self):
+        """The copy is read here too."""
+        x, copy, targets = inputs(7, 8, 33, torch.bfloat16)
+        w = torch.full(copy.shape, float("nan"))
+        loss = linear_cross_entropy(x, w, targets, rounded=copy)
+        assert torch.equal(loss, linear_cross_entropy(x, copy, targets))
+
+    def test_nothing_is_kept_twice(self):
+        """bfloat16 keeps the two gradients, float16 the operands: the copy, not w."""
+        for dtype in HALVES:
+            x, copy, targets = inputs(7, 8, 33, dtype)
+            w, kept = copy.float().requires_grad_(), []
+            with torch.autograd.graph.saved_tensors_hooks(
+                lambda t, kept=kept: kept.append(t) or t, lambda t: t
+            ):
+                linear_cross_entropy(x, w, targets, rounded=copy)
+            sizes = [t.numel() * t.itemsize for t in kept]
+            if dtype == torch.bfloat16:
+                assert sizes == [7 * 8 * 2, 33 * 8 * 4]
+            else:
+                assert sizes == [7 * 8 * 2, 33 * 8 * 2, 7 * 8]
+
+    @pytest.mark.gpu
+    @pytest.mark.parametrize("dtype", HALVES, ids=str)
+    def test_on_a_gpu(self, dtype):
+        check_mixed(1030, 768, 4099, dtype, "cuda")
+
+    @pytest.mark.gpu
+    def test_at_real_sizes(self):
+        check_mixed(8192, 768, 50304, torch.bfloat16, "cuda")
 
 
 @pytest.mark.gpu

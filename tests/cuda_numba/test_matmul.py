@@ -114,6 +114,124 @@ def test_linear_with_gradient_keeps_the_argument_of_its_activation():
     assert w.grad is None
 
 
+def rounded_once(dw):
+    """The control: a gradient that went through 16 bits."""
+    return dw.to(BF16).to(F32)
+
+
+def mixed(rows, K, N, dtype, device="cpu"):
+    """x, w float32, its copy, b float32, with gradients."""
+    x = randn(rows, K, dtype=dtype, device=device).requires_grad_()
+    w, b = (randn(*shape, dtype=F32, device=device).requires_grad_() for shape in ((N, K), (N,)))
+    return x, w, w.detach().to(dtype), b
+
+
+def check_sums(name, got, expected64, terms64):
+    """Of a float32 gradient, summed in float32 from 16-bit numbers: exact to that, and what was
+    rounded to bfloat16 on the way is not. terms64: Σ of what is added up, without signs."""
+    assert got.dtype == F32
+    check(name, got, expected64, scale=terms64)
+    with pytest.raises(AssertionError, match=name):
+        check(name, rounded_once(got), expected64, scale=terms64)
+
+
+HALVES = [torch.float16, BF16]
+MIXED_SHAPES = [(33, 16, 24), (5, 7, 9), (12, 16, 10)]  # the last: dw by the Hopper kernel, not dx
+
+
+class TestFloat32Weights:
+    """w float32, x in 16 bits: a copy is read, dw is never rounded."""
+
+    @devices
+    @pytest.mark.parametrize("dtype", HALVES, ids=str)
+    @pytest.mark.parametrize("shape", MIXED_SHAPES, ids=str)
+    def test_values(self, device, shape, dtype):
+        x, w, copy, b = mixed(*shape, dtype, device)
+        self.check(x, w, copy, b, copy)
+
+    def test_without_a_copy(self):
+        self.check(*mixed(33, 16, 24, BF16), None)
+
+    @pytest.mark.gpu
+    @pytest.mark.parametrize("dtype", HALVES, ids=str)
+    @pytest.mark.parametrize("shape", [(16384, 768, 3072), (16384, 768, 2304), (1030, 769, 130)])
+    def test_values_at_real_sizes(self, shape, dtype):
+        x, w, copy, b = mixed(*shape, dtype, "cuda")
+        self.check(x, w, copy, b, copy)
+
+    def check(self, x, w, copy, b, rounded):
+        y = linear(x, w, b, rounded=rounded)
+        dy = torch.randn(y.shape).to(y)
+        y.backward(dy)
+        assert y.dtype == x.grad.dtype == x.dtype
+        x64, copy64, dy64 = (t.detach().double() for t in (x, copy, dy))
+        right = linear_reference(x64, copy64, b.detach().double())
+        check("y", y, right, scale=scale_of(x.detach(), copy.t()), stored=1)
+        check("dx", x.grad, dy64 @ copy64, scale=scale_of(dy, copy))
+        check_sums("dw", w.grad, dy64.t() @ x64, dy64.abs().t() @ x64.abs())
+        check_sums("db", b.grad, dy64.sum(0), dy64.abs().sum(0))
+
+    def test_the_copy_is_read(self):
+        """And nothing of w: its numbers may be any."""
+        x, w, _, b = mixed(33, 16, 24, BF16)
+        other = randn(24, 16)
+        y = linear(x, w.detach().fill_(float("nan")).requires_grad_(), b, "gelu_tanh", other)
+        y.sum().backward()
+        dx, x.grad = x.grad, None
+        same = linear(x, other, b, "gelu_tanh")
+        same.sum().backward()
+        assert torch.equal(y, same) and torch.equal(dx, x.grad)
+
+    def test_only_w_has_a_gradient(self):
+        x, w, copy, _ = mixed(33, 16, 24, BF16)
+        copy.requires_grad_()
+        linear(x, w, rounded=copy).sum().backward()
+        assert copy.grad is None and w.grad.dtype == F32
+        w.grad = None
+        linear(x, copy, rounded=w.detach().to(BF16)).sum().backward()
+        assert copy.grad.dtype == BF16, "of w's dtype, also where w and the copy have the same"
+
+    def test_nothing_is_kept_twice(self):
+        """For the backward pass: x, the copy, the argument of the activation; not w."""
+        x, w, copy, b = mixed(33, 16, 24, BF16)
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            linear(x, w, b, "gelu", copy)
+        addresses = {t.data_ptr() for t in kept}
+        assert len(addresses) == len(kept) == 3
+        assert {x.data_ptr(), copy.data_ptr()} < addresses and w.data_ptr() not in addresses
+
+    def test_once_differentiable(self):
+        x, w, copy, _ = mixed(8, 8, 8, BF16)
+        y = linear(x, w, rounded=copy).float().square().sum()
+        (dw,) = torch.autograd.grad(y, w, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            dw.sum().backward()
+
+    def test_deterministic(self):
+        x, w, copy, _ = mixed(33, 16, 24, BF16)
+        first, second = (
+            torch.autograd.grad(linear(x, w, rounded=copy).sum(), w)[0] for _ in range(2)
+        )
+        assert torch.equal(first, second)
+
+    def test_no_rows(self):
+        x, w, copy, b = mixed(0, 16, 24, BF16)
+        linear(x, w, b, "gelu", copy).sum().backward()
+        assert w.grad.dtype == b.grad.dtype == F32 and not w.grad.any() and not b.grad.any()
+
+    def test_errors(self):
+        x, w = torch.zeros(4, 8, dtype=BF16), torch.zeros(6, 8)
+        with pytest.raises(TypeError, match="^w: it is float16, with x in bfloat16 it must be "):
+            linear(x, w.half())
+        with pytest.raises(TypeError, match="^w: it is bfloat16, with x in float32 it must be "):
+            linear(x.float(), w.to(BF16))
+        with pytest.raises(TypeError, match="^rounded: it is float16, it must be bfloat16 as x is"):
+            linear(x, w, rounded=w.half())
+        with pytest.raises(ValueError, match=r"^rounded: \(8, 6\) on cpu, it must be w's shape "):
+            linear(x, w, rounded=w.t().to(BF16))
+
+
 class TestRungs:
     @pytest.mark.parametrize(
         ("a", "b", "name"),

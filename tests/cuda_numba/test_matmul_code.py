@@ -1,16 +1,16 @@
 """The machine code of the Hopper product and of the column sums, without a GPU."""
 
 import pytest
-from compiled import ARCHITECTURES, assert_gates, needs_compiler
+from compiled import assert_gates, needs_compiler
+from targets import BETWEEN, HOPPER, targets, thorough
 
 from cuda_numba.hopper_epilogue import Epilogue
 from cuda_numba.hopper_product import product_kernel
 from cuda_numba.hopper_tile import Kind, Tile
 from cuda_numba.hopper_turns import turns_kernel
 from cuda_numba.inspect import count
-from cuda_numba.matmul_sums import partial_sums_kernel, sum_rows_kernel
+from cuda_numba.matmul_sums import partial_sums_kernel, sum_rows_kernel, wide_sums_kernel
 
-HOPPER = (9, 0)
 GRADIENT = Kind(out="float32", a_along_m=True, b_along_n=True)
 GELU = Epilogue(bias="bfloat16", keep_pre=True, activation="gelu_tanh")
 TOGETHER = {
@@ -73,10 +73,14 @@ def test_narrow_loads_are_noticed():
 
 
 @needs_compiler
-@pytest.mark.parametrize("cc", ARCHITECTURES, ids=str)
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+OTHERS = [thorough(cc, d) for cc in ((7, 5), *BETWEEN) for d in ("float32", "float16")]
+
+
+@pytest.mark.parametrize(("cc", "dtype"), [*targets(), *OTHERS], ids=str)
 def test_column_sums(cc, dtype):
     pairs = dtype != "float32"
     types = (f"{dtype}[:]", "float32[:]", "uint32", "uint32", "uint32")
     assert_gates(partial_sums_kernel(dtype, pairs), cc, types)
-    assert_gates(sum_rows_kernel, cc, ("float32[:]", "float32[:]", "uint32", "uint32"))
+    if pairs:
+        assert_gates(wide_sums_kernel(dtype), cc, types, ("LDG.E.128",))
+    assert_gates(sum_rows_kernel, cc, ("float32[:]", "float32[:]", "uint32", "uint32", "uint32"))

@@ -65,6 +65,28 @@ def test_slope_and_column_sums(device, form, tile):
     check("sums", sums, right.sum(0), scale=M * scale_of(a, b))
 
 
+@devices
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("n", [72, 300])
+def test_row_sums(device, split, n):
+    """A bias's gradient from the product that makes its weight's, tiles of several columns."""
+    dy, x = operands("tn", 200, n, 650, device=device)
+    sums = torch.empty(200, device=device)
+    c = product(dy, x, out_dtype=F32, row_sums=sums, chosen=choose(split=split), blocks=5)
+    check("c", c, expected(dy, x)[0], scale=scale_of(dy, x))
+    check("sums", sums, dy.double().sum(1), scale=dy.double().abs().sum(1).max())
+
+
+def test_row_sums_are_the_same_however_it_is_cut():
+    dy, x = operands("tn", 130, 136, 330)
+    found = []
+    for tile, blocks in ((Tile(128, 2, 2), 1), (Tile(128, 3, 0), 3), (Tile(192, 2, 2), 2)):
+        sums = torch.empty(130)
+        product(dy, x, out_dtype=F32, row_sums=sums, chosen=choose(tile), blocks=blocks)
+        found.append(sums)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
 def test_a_wrong_slope_is_noticed():
     """The control: the derivative at a rounded-off place."""
     a, b = operands("nn", 16, 16, 24)
@@ -147,7 +169,26 @@ def test_report_without_findings(tile):
         assert [f for f in launch.report.findings if f.kind != "untyped"] == []
 
 
+def test_row_sums_report_without_findings():
+    dy, x = operands("tn", 136, 72, 200)
+    with launches(report=True) as log:
+        product(dy, x, out_dtype=F32, row_sums=torch.empty(136), chosen=choose(), blocks=1)
+    assert [launch.name[:7] for launch in log] == ["product", "sum_row"]
+    for launch in log:
+        assert [f for f in launch.report.findings if f.kind != "untyped"] == []
+
+
 class TestErrors:
+    def test_row_sums(self):
+        a, b = operands("nt", 16, 24, 32)
+        with pytest.raises(ValueError, match="^row_sums: a must lie along M"):
+            product(a, b, row_sums=torch.empty(16))
+        a, b = operands("tn", 16, 24, 32)
+        with pytest.raises(ValueError, match="^row_sums: it must be"):
+            product(a, b, row_sums=torch.empty(24))
+        with pytest.raises(ValueError, match="^row_sums: they are taken"):
+            product(a, b, row_sums=torch.empty(16), chosen=choose(TILES["turns"]))
+
     def test_together(self):
         with pytest.raises(ValueError, match="^residual, slope: "):
             Epilogue(residual=True, slope="gelu")
@@ -172,7 +213,9 @@ class TestErrors:
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16, F32], ids=str)
-@pytest.mark.parametrize("shape", [(1, 1), (7, 33), (520, 70), (33, 130)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (7, 33), (520, 70), (33, 130), (65, 264), (130, 8)], ids=str
+)
 def test_column_sums(shape, dtype):
     x = torch.randn(shape).to(dtype)
     check("sums", column_sums(x), x.double().sum(0), scale=x.double().abs().sum(0).max())

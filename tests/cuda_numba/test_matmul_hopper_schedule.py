@@ -147,7 +147,7 @@ def test_choices_fit(kind):
     ):
         found = choice(M, N, K, 1, kind, 132)
         found.tile.check(kind)
-        assert found.tile.shared(kind.epilogue) <= SHARED_BYTES
+        assert found.tile.shared <= SHARED_BYTES
 
 
 def test_measured_choices_fit():

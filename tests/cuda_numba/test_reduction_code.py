@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from compiled import ARCHITECTURES, WIDE_LOAD, WIDE_STORE, assert_gates, needs_compiler
+from compiled import WIDE_LOAD, WIDE_STORE, assert_gates, needs_compiler
+from targets import BETWEEN, targets, thorough
 
 from cuda_numba.dtypes import vector_width
 from cuda_numba.reduction import reduce_kernel, row_sum_kernel
@@ -103,8 +104,12 @@ def test_add_by_element(kernel):
 
 @needs_compiler
 class TestMachineCode:
-    @pytest.mark.parametrize("cc", ARCHITECTURES, ids=str)
-    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    @pytest.mark.parametrize(
+        ("cc", "dtype"),
+        [((7, 5), "float32"), *targets(everywhere=True, formats=("float32", "bfloat16"))]
+        + [thorough(cc, "float32") for cc in BETWEEN],  # as in `targets`
+        ids=str,
+    )
     def test_fast_kernels(self, cc, dtype):
         width = vector_width(dtype)
         x, out = f"{dtype}[:]", "float32[:]"

@@ -2,15 +2,14 @@
 
 import pytest
 import torch
-from compiled import ARCHITECTURES, WIDE_LOAD, WIDE_STORE, assert_gates, needs_compiler
+from compiled import WIDE_LOAD, WIDE_STORE, assert_gates, needs_compiler
+from targets import BETWEEN, HOPPER, targets, thorough
 
 from cuda_numba.dtypes import itemsize, vector_width
 from cuda_numba.inspect import instructions
 from cuda_numba.rope import HEADS, THREADS, rope_kernel
 
 FORMATS = ["float32", "float16", "bfloat16"]
-# All formats on the H100, one on each of the others.
-TARGETS = [(cc, "bfloat16") for cc in ARCHITECTURES] + [((9, 0), "float32"), ((9, 0), "float16")]
 
 
 def report_of(dtype, heads, along_heads):
@@ -51,9 +50,14 @@ def signature(dtype):
 
 @needs_compiler
 class TestMachineCode:
-    @pytest.mark.parametrize(("cc", "dtype"), TARGETS, ids=str)
-    @pytest.mark.parametrize("half", [32, 64])
-    def test_gates(self, cc, dtype, half):
+    @pytest.mark.parametrize(
+        ("half", "cc", "dtype"),
+        [(64, *target) for target in targets(everywhere=True)]
+        + [(32, HOPPER, dtype) for dtype in FORMATS]
+        + [(32, (7, 5), "bfloat16"), *(thorough(32, cc, "bfloat16") for cc in BETWEEN)],
+        ids=str,
+    )
+    def test_gates(self, half, cc, dtype):
         kernel = rope_kernel(dtype, half, vector_width(dtype), HEADS, False, half == 32)
         assert_gates(kernel, cc, signature(dtype), (WIDE_LOAD, WIDE_STORE))
 

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from compiled import ARCHITECTURES, WIDE_LOAD, WIDE_STORE, assert_gates, needs_compiler
+from compiled import WIDE_LOAD, WIDE_STORE, assert_gates, needs_compiler
+from targets import targets
 
 from cuda_numba.dtypes import itemsize, vector_width
 from cuda_numba.softmax import THREADS, softmax_naive, softmax_online
@@ -10,8 +11,6 @@ from cuda_numba.softmax_long import LONG_THREADS, long_backward_kernel, long_for
 from cuda_numba.softmax_rows import BACKWARD, FORWARD, backward_kernel, forward_kernel, team_of
 
 FORMATS = ["float32", "float16", "bfloat16"]
-# All formats on the H100, one on each of the others.
-TARGETS = [(cc, "bfloat16") for cc in ARCHITECTURES] + [((9, 0), "float32"), ((9, 0), "float16")]
 
 
 def report_of(kernel, blocks, threads, *args):
@@ -80,8 +79,8 @@ class TestTraffic:
 
 
 @needs_compiler
-@pytest.mark.parametrize(("cc", "dtype"), TARGETS, ids=str)
 class TestMachineCode:
+    @pytest.mark.parametrize(("cc", "dtype"), targets(everywhere=True), ids=str)
     @pytest.mark.parametrize("columns", [4096, 50304])
     def test_forward(self, cc, dtype, columns):
         team = team_of(columns, vector_width(dtype), FORWARD)
@@ -89,12 +88,14 @@ class TestMachineCode:
         wide = (WIDE_LOAD, WIDE_STORE, "MUFU.EX2")
         assert_gates(forward_kernel(dtype, team), cc, signature, wide)
 
+    @pytest.mark.parametrize(("cc", "dtype"), targets(), ids=str)
     def test_backward(self, cc, dtype):
         """The longest rows: two of them in registers."""
         team = team_of(25600, vector_width(dtype), BACKWARD)
         signature = (f"{dtype}[:]",) * 3 + ("uint32", "uint32")
         assert_gates(backward_kernel(dtype, team), cc, signature, (WIDE_LOAD, WIDE_STORE))
 
+    @pytest.mark.parametrize(("cc", "dtype"), targets(), ids=str)
     def test_streamed(self, cc, dtype):
         width = vector_width(dtype)
         signature = (f"{dtype}[:]",) * 2 + ("uint32", "uint32")
