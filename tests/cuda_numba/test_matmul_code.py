@@ -72,10 +72,10 @@ def test_narrow_loads_are_noticed():
     assert not count(sass, "UTMASTG") and count(sass, "STG.E.64") == 64
 
 
-@needs_compiler
 OTHERS = [thorough(cc, d) for cc in ((7, 5), *BETWEEN) for d in ("float32", "float16")]
 
 
+@needs_compiler
 @pytest.mark.parametrize(("cc", "dtype"), [*targets(), *OTHERS], ids=str)
 def test_column_sums(cc, dtype):
     pairs = dtype != "float32"
