@@ -20,10 +20,11 @@ import torch
 # The longest files, the longest first: a worker that begins one of them last works on it alone.
 # They take from 110 down to 30 seconds of one core, most of them measured, some guessed.
 LONGEST = (
-    "test_matmul_ladder_code.py", "test_attention_warp_code.py", "test_quantized_code.py",
+    "test_ops_numba.py", "test_matmul_ladder_code.py", "test_attention_warp_code.py",
+    "test_quantized_code.py", "test_bench_gpt2.py", "test_step_graph.py",
     "test_attention_backward_code.py", "test_norm_code.py", "test_attention_backward.py",
     "test_exercise_notebooks.py", "test_decode_code.py", "test_attention_warp.py",
-    "test_matmul_hopper.py", "test_ops_numba.py", "test_quantized.py", "test_embedding_code.py",
+    "test_matmul_hopper.py", "test_quantized.py", "test_embedding_code.py", "test_mlp.py",
     "test_attention_code.py", "test_decode.py", "test_matmul_code.py", "test_cross_entropy_code.py",
     "test_activation_code.py", "test_linear_cross_entropy.py", "test_matmul_hopper_schedule.py",
     "test_cli.py", "test_attention_hopper.py", "test_softmax.py", "test_exercises.py",

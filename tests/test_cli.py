@@ -344,6 +344,7 @@ def test_bench_without_a_name_runs_what_fits_into_a_coffee_break(tmp_path, monke
         def __getattr__(self, function):
             return lambda peers: ran.append(function) or [row]
 
+    monkeypatch.setattr(command_bench, "has_nvidia", lambda: False)  # a GPU has a train of its own
     monkeypatch.setattr(command_bench.importlib, "import_module", lambda name: Module())
     monkeypatch.setattr(
         command_bench, "default_path", lambda name, device: tmp_path / f"{name}.json"
