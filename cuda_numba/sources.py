@@ -50,7 +50,6 @@ SOURCES = {
     "launch": LAUNCH,
     "matmul": MATMUL,
     "attention": family("attention"),
-    "packed_attention": ("packed_attention.py", *family("attention")),
     "linear_cross_entropy": LINEAR_CROSS_ENTROPY,
     "decode_attention": family("decode"),
     "int8_linear": QUANTIZED,

@@ -32,7 +32,8 @@ def pytest_pyfunc_call(pyfuncitem):
     if LOST not in config.stash or not pyfuncitem.get_closest_marker("gpu"):
         return None
     env = {name: v for name, v in os.environ.items() if not name.startswith("PYTEST_")}
-    options = ("-q", "-p", "no:cacheprovider", "--thorough")
+    options = ["-q", "-p", "no:cacheprovider"]
+    options += ["--thorough"] if config.getoption("thorough", False) else []
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", *options, pyfuncitem.nodeid],
         cwd=config.rootpath, env=env, capture_output=True, text=True,
