@@ -6,8 +6,8 @@ PyTorch's are from one another. There are four of them: two that start alike (it
 adds in no fixed order), and two from weights that were moved by one ulp each, up or down by chance.
 
 The distance of two curves is the largest difference of their means over 20 steps: the loss of one
-batch tells more about the batch than about the model. Ours is the mean of its distances from the
-four; the noise it is compared with is the largest of the six distances among them.
+batch tells more about the batch than about the model. The largest of our distances from the four is
+compared with the largest of the six among them.
 """
 
 import itertools

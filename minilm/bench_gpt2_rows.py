@@ -30,6 +30,7 @@ def _sources() -> tuple[str, ...]:
     folder = PACKAGE.parent / "cuda_numba"
     found = [*folder.glob("*.py"), *folder.glob("ptx/*.py")]
     others = ("bench", "sanitizer", "record", "stopwatch", "nsight", "machine_code", "instrument")
+    others += ("sources",)  # a list of names
     files = (path for path in found if not path.name.startswith(others))
     names = sorted(f"../cuda_numba/{path.relative_to(folder).as_posix()}" for path in files)
     model = ("step_graph.py", "model.py", "attention.py", "layers.py", "ops.py", "backends.py")
@@ -189,25 +190,7 @@ def curve_rows(
     found, differences = curves.all_curves(size, data, device, n)
     # as they are stored, so that a reader finds the same distances
     found = {name: [round(x, 5) for x in losses] for name, losses in found.items()}
-    ours, among = curves.distances(found)
-    noise = max(among.values())
-    yield gpt2_row(
-        "loss curve",
-        sum(ours.values()) / len(ours),
-        "nats",
-        size | {"steps": n},
-        peers={"torch among itself, largest": {"value": noise, "seconds": None}},
-        goal=noise,
-        details={
-            "distance": f"of two curves: largest difference of their means over {curves.WINDOW} "
-            "steps; the value is the mean over PyTorch's four, the goal the largest among them",
-            "ours": ours,
-            "ours_largest": max(ours.values()),
-            "among_torch": among,
-            "data": f"{len(data.ids)} tokens of Python sources",
-            "curves": found,
-        },
-    )
+    yield gpt2_row("loss curve", size=size | {"steps": n}, **curve_result(found, len(data.ids)))
     yield gpt2_row(
         "same bits",
         differences,
@@ -216,6 +199,29 @@ def curve_rows(
         goal=0,
         details={"compared": "two runs: the loss of each step, and every weight after the last"},
     )
+
+
+def curve_result(found: dict[str, list[float]], tokens: int) -> dict:
+    """What the row of loss curves says of curves by name; tokens: of the text.
+
+    Like is compared with like: the largest of our distances with the largest among PyTorch's.
+    """
+    ours, among = curves.distances(found)
+    noise = max(among.values())
+    return {
+        "value": max(ours.values()),
+        "unit": "nats",
+        "peers": {"torch among itself": {"value": noise, "seconds": None}},
+        "goal": noise,
+        "details": {
+            "distance": f"of two curves: largest difference of their means over {curves.WINDOW} "
+            "steps; the value is the largest from PyTorch's four, the goal the largest among them",
+            "ours": ours,
+            "among_torch": among,
+            "data": f"{tokens} tokens of Python sources",
+            "curves": found,
+        },
+    }
 
 
 def gradient_rows(size: dict, device: str = "cuda") -> Iterator[dict]:
